@@ -47,4 +47,6 @@ class MissingExtraError(NlprobeError):
     exit_code = 4
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package `{package}`, which is not installed", f"pip install 'nlprobe[{extra}]'")
+        super().__init__(
+            f"{purpose} needs the package `{package}`, which is not installed", f"pip install 'nlprobe[{extra}]'"
+        )
