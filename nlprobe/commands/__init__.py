@@ -1,0 +1,1 @@
+"""One click command a file, named `command`; `nlprobe.cli` imports them when they are used."""

@@ -1,0 +1,123 @@
+"""The flags that several commands share, spelt and explained once."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from nlprobe.commands.config import read_settings
+from nlprobe.commands.suggestions import did_you_mean
+from nlprobe.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Decorator = Callable[[Function], Function]
+
+FORMATS = ("table", "tex", "md", "csv", "json")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class DeviceType(click.ParamType):
+    """A device by name: auto, cpu, cuda, cuda:1, mps. Whether it is there is found out by `resolve_device`."""
+
+    name = "device"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """What stands for the value in the help."""
+        return "auto|cpu|cuda[:i]|mps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check the spelling without importing torch."""
+        name = str(value).lower()
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", name):
+            self.fail(f"`{value}` is not a device; {did_you_mean(name, ('auto', 'cpu', 'cuda', 'cuda:0', 'mps'))}")
+        return name
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Complete the names that every machine knows."""
+        return [CompletionItem(name) for name in DEVICES if name.startswith(incomplete)]
+
+
+device_option = click.option(
+    "--device", type=DeviceType(), default="auto", show_default=True, help="Where to compute; auto takes a GPU if any."
+)
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="Use the first N images only, for a quick try.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes that load data; 0 loads in this one.",
+)
+force_option = click.option("--force", is_flag=True, help="Replace what is already there.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=read_settings,
+    metavar="FILE",
+    help="Take settings from a TOML file, such as the run.toml of an earlier run; flags given here win over it.",
+)
+
+
+def format_option(default: str = "table", formats: tuple[str, ...] = FORMATS) -> Decorator:
+    """`--format`: how the result is written to stdout."""
+    return click.option(
+        "--format",
+        "format",
+        type=click.Choice(formats),
+        default=default,
+        show_default=True,
+        help="How the result is printed.",
+    )
+
+
+def batch_size_option(default: int) -> Decorator:
+    """`--batch-size`: images per forward pass."""
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="Images in one forward pass.",
+    )
+
+
+def resolve_device(name: str) -> "torch.device":
+    """The device of that name; `auto` is the first of CUDA, MPS and CPU that is there.
+
+    Raises:
+        ConfigError: this machine, or this build of torch, does not have it.
+    """
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= cuda:
+        there = (
+            f"{cuda} CUDA device{'s' if cuda > 1 else ''} here" if cuda else "no CUDA device that torch can use here"
+        )
+        raise ConfigError(
+            f"`--device {name}`: there {'are' if cuda > 1 else 'is'} {there}",
+            f"use {'`cuda:0`' + (f' to `cuda:{cuda - 1}`' if cuda > 1 else '') if cuda else '`--device cpu`'}"
+            "; `nlprobe env` lists the devices",
+        )
+    if device.type == "mps" and not mps:
+        raise ConfigError(
+            "`--device mps`: there is no MPS device that torch can use here",
+            "use `--device cpu`; `nlprobe env` lists the devices",
+        )
+    return device
