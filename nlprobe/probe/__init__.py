@@ -1,0 +1,33 @@
+"""Capturing what an attention block computes, and reducing it to records inside the forward pass.
+
+The package shares its name with the function that everybody calls first, so it can be called too:
+`nlprobe.probe(model)` is `nlprobe.probe.probe(model)`.
+"""
+
+import sys
+from types import ModuleType
+
+from nlprobe.probe.audit import SiteAudit
+from nlprobe.probe.baselines import InitBlock, init_block
+from nlprobe.probe.capture import Probe, probe
+from nlprobe.probe.maps import AttentionMaps, attention_map
+from nlprobe.probe.sites import Site, find_sites
+
+__all__ = [
+    "AttentionMaps",
+    "InitBlock",
+    "Probe",
+    "Site",
+    "SiteAudit",
+    "attention_map",
+    "find_sites",
+    "init_block",
+    "probe",
+]
+
+
+class _CallablePackage(ModuleType):
+    __call__ = staticmethod(probe)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

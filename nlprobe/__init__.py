@@ -1,0 +1,50 @@
+"""nlprobe: measure what an attention layer really does.
+
+The distances, attention maps and null models of "Global Context Networks" (Cao, Xu, Lin, Wei, Hu) for trained non-local
+and global context networks. The names below are loaded on first use, so that `import nlprobe` alone is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nlprobe.checkpoints import load as load
+    from nlprobe.errors import CaptureError as CaptureError
+    from nlprobe.errors import NlprobeError as NlprobeError
+    from nlprobe.models import build as build
+    from nlprobe.probe import attention_map as attention_map
+    from nlprobe.probe import init_block as init_block
+    from nlprobe.probe.capture import probe as probe
+    from nlprobe.stats import avg_dist as avg_dist
+
+_HOMES = {
+    "CaptureError": "nlprobe.errors",
+    "NlprobeError": "nlprobe.errors",
+    "attention_map": "nlprobe.probe",
+    "avg_dist": "nlprobe.stats",
+    "build": "nlprobe.models",
+    "init_block": "nlprobe.probe",
+    "load": "nlprobe.checkpoints",
+    "probe": "nlprobe.probe",
+}
+
+__all__ = [
+    "CaptureError",
+    "NlprobeError",
+    "attention_map",
+    "avg_dist",
+    "build",
+    "init_block",
+    "load",
+    "probe",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nlprobe' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

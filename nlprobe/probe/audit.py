@@ -1,0 +1,94 @@
+"""The audit: does what was captured reproduce what the model computed?"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nlprobe.errors import CaptureError
+from nlprobe.probe.adapters import Capture, PairwiseCapture
+from nlprobe.probe.adapters.recompute import at_least_single, relative_error
+from nlprobe.stats import apply_map
+
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+"""Largest relative Frobenius error by the precision in which the block computed."""
+
+
+@dataclass
+class SiteAudit:
+    """What was expected at one site, what fired, and how well the capture reproduces the block.
+
+    Attributes:
+        site: The site's name.
+        expected_calls: Forward calls of the model, each of which should have reached the site.
+        calls: Forward calls of the site.
+        dtype: The lowest precision met in the block.
+        errors: Relative Frobenius errors of the recomputed parts, on the first batch.
+        tolerance: What they may be at most.
+        status: "passed" or "not seen".
+        not_counted: What the records of this site leave out, in words.
+    """
+
+    site: str
+    expected_calls: int = 0
+    calls: int = 0
+    dtype: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+    tolerance: float = 0.0
+    status: str = "not seen"
+    not_counted: list[str] = field(default_factory=list)
+
+    @property
+    def error(self) -> float:
+        """The largest of the errors."""
+        return max(self.errors.values(), default=float("nan"))
+
+    def as_dict(self) -> dict[str, object]:
+        """The audit for JSON."""
+        return {
+            "site": self.site,
+            "expected_calls": self.expected_calls,
+            "calls": self.calls,
+            "dtype": self.dtype,
+            "error": None if not self.errors else self.error,
+            "errors": dict(self.errors),
+            "tolerance": self.tolerance,
+            "status": self.status,
+            "not_counted": list(self.not_counted),
+        }
+
+
+def check(audit: SiteAudit, capture: Capture) -> None:
+    """Recompute a call from what was captured and hold it against the block's real output.
+
+    The product: A·V from the captured queries, keys and values by the written-out formula, streamed over queries. The
+    rest: the projections, W_z with its norm, and the addition, from the block's input and weights.
+
+    Raises:
+        CaptureError: an error passes the tolerance.
+    """
+    errors = dict(capture.errors())
+    tensors = [capture.x]
+    if isinstance(capture, PairwiseCapture):
+        tensors += [capture.query, capture.context]
+        errors["A·V"] = relative_error(_recomputed_context(capture), capture.context)
+    dtype = min((tensor.dtype for tensor in tensors), key=lambda dtype: torch.finfo(dtype).bits)
+    audit.dtype = str(dtype).removeprefix("torch.")
+    audit.errors, audit.tolerance = errors, TOLERANCES[dtype]
+    wrong = {name: error for name, error in errors.items() if not error <= audit.tolerance}
+    if wrong:
+        audit.status = "failed"
+        parts = ", ".join(f"`{name}` is off by {error:.1e}" for name, error in wrong.items())
+        raise CaptureError(
+            f"`{audit.site}`: recomputed from what was captured, {parts} (at most {audit.tolerance:.0e} in {audit.dtype})",
+            "the block's forward does not compute what its settings say; mend it, or leave the site out",
+        )
+    audit.status = "passed"
+
+
+def _recomputed_context(capture: PairwiseCapture) -> Tensor:
+    query, key, value = (at_least_single(t)[:, 0] for t in (capture.query, capture.key, capture.value))
+    weights = None
+    if capture.weight_query is not None and capture.weight_key is not None:
+        weights = (capture.weight_query.to(query.dtype), capture.weight_key.to(query.dtype))
+    return apply_map(capture.instantiation, query, key, value, capture.scale, weights).unsqueeze(1)

@@ -1,0 +1,298 @@
+"""The probe: a context in which a model's attention is measured while it runs."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal, Self
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nlprobe.errors import CaptureError, ConfigError
+from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture
+from nlprobe.probe.audit import SiteAudit, check
+from nlprobe.probe.energy import DataSetMoments
+from nlprobe.probe.measure import Measurement, Moments, Precision, measure
+from nlprobe.probe.sites import Site, SiteSelection, find_sites
+from nlprobe.stats.records import QUANTITIES, empty_record, to_frame
+
+
+@dataclass
+class _SiteBatch:
+    """What one site showed during one forward of the model: the measurements of each call, and its moments."""
+
+    images: int
+    calls: list[list[Measurement]] = field(default_factory=list)
+    moments: list[dict[str, Moments]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The measurements of one forward of the model, still on its device."""
+
+    images: list[str]
+    views: list[int]
+    sites: dict[str, _SiteBatch]
+
+
+class Probe:
+    """Measures the sites of a model during its forward calls; made by `nlprobe.probe`.
+
+    The hooks reduce every captured tensor to a few numbers per image inside the forward pass; no captured tensor
+    outlives the call of its block. On leaving the context every hook is gone, whatever happened. The model computes
+    what it would have computed without the probe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: SiteSelection = None,
+        *,
+        quantities: Collection[str] = QUANTITIES,
+        precision: Precision = "float32",
+        centres: Mapping[str, Mapping[str, Tensor]] | None = None,
+        adapters: Sequence[Adapter] = ADAPTERS,
+    ) -> None:
+        unknown = sorted(set(quantities) - set(QUANTITIES))
+        if unknown:
+            raise ConfigError(f"unknown quantities `{'`, `'.join(unknown)}`", f"choose from {', '.join(QUANTITIES)}")
+        if precision not in ("float32", "float64"):
+            raise ConfigError(f"unknown precision `{precision}`", "choose float32 or float64")
+        self.sites: list[Site] = find_sites(model, sites, adapters)
+        self._model = model
+        self._quantities = tuple(quantity for quantity in QUANTITIES if quantity in quantities)
+        self._precision: Precision = precision
+        self._centres = centres or {}
+        self._handles: list[RemovableHandle] = []
+        self._audits = {site.name: SiteAudit(site.name) for site in self.sites}
+        self._moments: dict[str, dict[str, DataSetMoments]] = defaultdict(lambda: defaultdict(DataSetMoments))
+        self._batches: list[_Batch] = []
+        self._open: dict[str, _SiteBatch] | None = None
+        self._named: list[tuple[str, int]] | None = None
+        self._numbered = 0
+
+    def __enter__(self) -> Self:
+        if self._handles:
+            raise ConfigError("this probe is already in use", "make one probe for each `with`")
+        try:
+            for site in self.sites:
+                self._handles += site.adapter.attach(site.module, self._receiver(site))
+            self._handles.append(self._model.register_forward_pre_hook(self._begin, prepend=True))
+            self._handles.append(self._model.register_forward_hook(self._end))
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Literal[False]:
+        self.close()
+        if kind is None and not self._batches:
+            raise CaptureError(
+                f"the model (`{type(self._model).__name__}`) was never called inside the probe",
+                "call the very module that was given to `nlprobe.probe`",
+            )
+        return False
+
+    @contextmanager
+    def images(self, ids: Sequence[object], views: Sequence[int] | None = None) -> Iterator[None]:
+        """Name the images of the forward calls inside the block.
+
+        Args:
+            ids: One name for each image, in the order of the batch; several calls may share them out.
+            views: The crop or clip that each is; 0 by default. An image whose id comes with several views is one image.
+
+        Raises:
+            ConfigError: the calls inside held another number of images.
+        """
+        views = [0] * len(ids) if views is None else list(views)
+        if len(views) != len(ids):
+            raise ConfigError(f"`images` got {len(ids)} ids and {len(views)} views", "give one view for each id")
+        self._named = list(zip(map(str, ids), views, strict=True))
+        try:
+            yield
+            if self._named:
+                raise ConfigError(
+                    f"`images` named {len(ids)} images, and {len(self._named)} of them never came",
+                    "give one id for each image of the batch",
+                )
+        finally:
+            self._named = None
+
+    def frame(self) -> pd.DataFrame:
+        """The records: one line for each image, site, call and quantity (`nlprobe.stats.records`)."""
+        records: list[dict[str, object]] = []
+        for batch in self._batches:
+            for name, site in batch.sites.items():
+                for call, measurements in enumerate(site.calls):
+                    for measurement in measurements:
+                        records += _records(batch, name, call, measurement)
+        return to_frame(records)
+
+    def audit(self) -> list[SiteAudit]:
+        """For every site: calls expected and seen, dtype, recomputation errors, and what was not counted."""
+        return list(self._audits.values())
+
+    def energy(self) -> dict[str, dict[str, float]]:
+        """By site, the shares of the output's energy over the images seen: constant, context, pairwise_part."""
+        return {
+            site.name: self._moments[site.name]["output"].shares()
+            for site in self.sites
+            if "output" in self._moments[site.name]
+        }
+
+    def centres(self) -> dict[str, dict[str, Tensor]]:
+        """By site and quantity (input, key, query, output), the mean row over the images seen.
+
+        Given to a second probe as `centres`, it measures the distances with that mean removed (`centred_dist`).
+        """
+        return {
+            name: {quantity: sums.mean for quantity, sums in by_quantity.items() if sums.mean is not None}
+            for name, by_quantity in self._moments.items()
+        }
+
+    def beside(self, model: nn.Module) -> "Probe":
+        """A new probe of another model with the quantities and precision of this one."""
+        return Probe(model, quantities=self._quantities, precision=self._precision)
+
+    def close(self) -> None:
+        """Take every hook off; leaving the context does the same."""
+        self._remove()
+        self._open = self._named = None
+
+    def upcoming(self, count: int) -> tuple[list[str], list[int]]:
+        """Names and views of the images of the forward call under way, which holds `count` of them."""
+        if self._named is None:
+            return [str(number) for number in range(self._numbered, self._numbered + count)], [0] * count
+        named = self._named[:count]
+        return [name for name, _ in named], [view for _, view in named]
+
+    def _receiver(self, site: Site):  # noqa: ANN202  (a closure with the adapter's `Deliver` signature)
+        def receive(capture: Capture) -> None:
+            if self._open is None:
+                raise CaptureError(
+                    f"`{site.name}` ran outside of a forward call of the probed model",
+                    "call the module that was given to `nlprobe.probe`, or probe the part that you call",
+                )
+            audit = self._audits[site.name]
+            with torch.autocast(capture.x.device.type, enabled=False):
+                if audit.calls == 0:
+                    check(audit, capture)
+                audit.calls += 1
+                centres = self._centres.get(site.name, {})
+                measurements, moments = measure(capture, self._quantities, self._precision, centres)
+            batch = self._open.setdefault(site.name, _SiteBatch(capture.x.shape[0]))
+            batch.calls.append(measurements)
+            batch.moments.append(moments)
+
+        return receive
+
+    def _begin(self, *_: object) -> None:
+        self._open = {}
+
+    def _end(self, *_: object) -> None:
+        assert self._open is not None
+        sites, self._open = self._open, None
+        for site in self.sites:
+            audit = self._audits[site.name]
+            audit.expected_calls += 1
+            if site.name not in sites:
+                raise CaptureError(
+                    f"`{site.name}` did not run in a forward call of the model",
+                    f"it may serve training only; leave it out with `sites=`, of {len(self.sites)} chosen",
+                )
+        sizes = {site.images for site in sites.values()}
+        if len(sizes) > 1:
+            raise CaptureError(
+                f"the sites of one forward call saw batches of different sizes: {sorted(sizes)}",
+                "probe sites with one row of the batch for each image only",
+            )
+        images, views = self._names(sizes.pop())
+        for name, batch in sites.items():
+            for moments in batch.moments:
+                for quantity, moment in moments.items():
+                    self._moments[name][quantity].add(moment)
+            batch.moments.clear()
+        self._batches.append(_Batch(images, views, sites))
+
+    def _names(self, count: int) -> tuple[list[str], list[int]]:
+        if self._named is not None and count > len(self._named):
+            raise ConfigError(
+                f"a forward call held {count} images, and `images` has {len(self._named)} names left",
+                "give one id for each image of the batch",
+            )
+        names = self.upcoming(count)
+        if self._named is None:
+            self._numbered += count
+        else:
+            self._named = self._named[count:]
+        return names
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def probe(
+    model: nn.Module,
+    sites: SiteSelection = None,
+    *,
+    quantities: Collection[str] = QUANTITIES,
+    precision: Precision = "float32",
+    centres: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> Probe:
+    """Measure the attention of a model while it runs.
+
+    Inside the returned context every forward call of `model` adds records: for each image and site the average cosine
+    distance (section 3.2.2)
+
+        avg_dist = 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2
+
+    of input x_i, key W_k x_i, query W_q x_i, product q_i·k_j, attention ω_i and output z_i − x_i, with the numbers
+    that tell a shared map from a flat one. The first call of every site is recomputed from what was captured and held
+    against the block's real output.
+
+    Args:
+        model: The network; it must be this module that is called.
+        sites: A glob, a list of names or globs, or a predicate on `Site`; all by default.
+        quantities: Which of the six.
+        precision: Of the products behind softmax maps: in float32 the distance is within 1e-5 of its value plus 1e-9.
+        centres: Data-set means from another probe's `centres()`; adds `centred_dist`.
+
+    Returns:
+        The probe, to be used as a context manager; afterwards its `frame()`, `audit()` and `energy()`.
+
+    Raises:
+        ConfigError: no such site or quantity; the model is compiled.
+        CaptureError: (inside or on leaving) a site did not run, or does not compute what its settings say.
+
+    Cost: O(N·C) time and memory, for softmax maps O(N·M·d) time in blocks of queries; never an N×M matrix.
+    """
+    return Probe(model, sites, quantities=quantities, precision=precision, centres=centres)
+
+
+def _records(batch: _Batch, site: str, call: int, measurement: Measurement) -> list[dict[str, object]]:
+    values = {
+        name: value.tolist() if isinstance(value, Tensor) else [value] * len(batch.images)
+        for name, value in measurement.values.items()
+    }
+    return [
+        empty_record()
+        | {name: column[index] for name, column in values.items()}
+        | {
+            "image": image,
+            "view": view,
+            "site": site,
+            "call": call,
+            "head": measurement.head,
+            "quantity": measurement.quantity,
+            "positions": "all",
+        }
+        for index, (image, view) in enumerate(zip(batch.images, batch.views, strict=True))
+    ]

@@ -1,0 +1,71 @@
+"""The record: one line of results, from which every table, interval and figure is drawn."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+SCHEMA_VERSION = 1
+
+QUANTITIES = ("input", "key", "query", "prod", "att", "output")
+"""The paper's six, in the order of its Table 3."""
+
+KEY_COLUMNS = ("image", "view", "site", "call", "head", "quantity", "positions")
+"""What identifies a record."""
+
+VALUE_COLUMNS = (
+    "n_queries",
+    "n_keys",
+    "dim",
+    "groups",
+    "zero_rows",
+    "avg_dist",
+    "centred_dist",
+    "entropy",
+    "n_eff",
+    "shared",
+    "logit_std",
+    "pairwise",
+    "unary",
+    "update",
+    "mean_map_error",
+    "by_construction",
+)
+"""What a record holds; a column that does not apply is empty."""
+
+INTEGER_COLUMNS = ("view", "call", "n_queries", "n_keys", "dim", "groups", "zero_rows")
+
+ACCOMPANYING = {
+    "input": ("centred_dist",),
+    "key": ("centred_dist",),
+    "query": ("centred_dist",),
+    "prod": ("logit_std", "pairwise", "unary"),
+    "att": ("entropy", "n_eff", "shared"),
+    "output": ("centred_dist", "update", "mean_map_error"),
+}
+"""The columns that stand beside `avg_dist` in the records of each quantity."""
+
+
+def to_frame(records: Sequence[dict[str, object]]) -> pd.DataFrame:
+    """The records as a tidy table with every column of the schema, in its order.
+
+    Args:
+        records: One mapping from column name to value for each record.
+
+    Returns:
+        A table with the columns `KEY_COLUMNS` and `VALUE_COLUMNS`; values that do not apply are NaN, counts are
+        integers.
+    """
+    frame = pd.DataFrame(list(records), columns=[*KEY_COLUMNS, *VALUE_COLUMNS])
+    for column in INTEGER_COLUMNS:
+        frame[column] = frame[column].astype("int64")
+    frame["by_construction"] = frame["by_construction"].eq(True)
+    for column in VALUE_COLUMNS:
+        if column not in INTEGER_COLUMNS and column != "by_construction":
+            frame[column] = frame[column].astype("float64")
+    return frame
+
+
+def empty_record() -> dict[str, object]:
+    """A record whose values are all absent."""
+    return {column: math.nan for column in VALUE_COLUMNS} | {"by_construction": False}

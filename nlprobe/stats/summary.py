@@ -1,0 +1,167 @@
+"""Records → one summary per site: the mean of every quantity over images, with its interval."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from nlprobe.stats.intervals import Estimate, bootstrap_mean
+from nlprobe.stats.records import ACCOMPANYING, QUANTITIES
+
+KINDS = ("trained", "init-block", "init-all")
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """What was measured at one site of one network.
+
+    Attributes:
+        model: Label of the checkpoint.
+        kind: "trained", or the null model: "init-block", "init-all".
+        site: The site's name, or "mean of K sites" for a table row of a network with several.
+        block: The kind of block.
+        settings: The block's settings.
+        quantities: Average distances by quantity; a quantity that the block does not have is absent.
+        columns: The accompanying numbers by name.
+        energy: Shares of the output's energy over the data set: constant, context, pairwise_part; they sum to 1.
+        n_queries: Smallest and largest number of queries.
+        n_keys: Smallest and largest number of keys.
+        zero_rows: How many rows had no direction and were left out, over all images and quantities.
+    """
+
+    model: str
+    kind: str
+    site: str
+    block: str
+    settings: dict[str, object]
+    quantities: dict[str, Estimate]
+    columns: dict[str, Estimate]
+    energy: dict[str, float] = field(default_factory=dict)
+    n_queries: tuple[int, int] = (0, 0)
+    n_keys: tuple[int, int] = (0, 0)
+    zero_rows: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        """The summary for JSON: NaN becomes null, and each quantity's numbers stand under its name."""
+        result = asdict(self)
+        return _without_nan(result)  # type: ignore[return-value]
+
+
+def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist") -> pd.Series:
+    """One value for each image: the mean over sites of the mean over the views, calls and heads at each.
+
+    Args:
+        frame: Records of one site, or of all sites of a network.
+        quantity: One of the six quantities.
+        column: The column to average.
+
+    Returns:
+        The values by image, in the order in which the images were seen; NaN where undefined.
+    """
+    rows = frame[(frame["quantity"] == quantity) & (frame["head"] != "avg")]
+    by_site = rows.groupby(["image", "site"], sort=False)[column].mean()
+    return by_site.groupby("image", sort=False).mean()
+
+
+def summarise(
+    frame: pd.DataFrame,
+    *,
+    model: str,
+    kind: str = "trained",
+    block: str = "",
+    settings: Mapping[str, object] | None = None,
+    energy: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> SiteSummary:
+    """The summary of one site, or of all sites of a network together (then each image's value is its mean over them).
+
+    Args:
+        frame: Records of one site or of several.
+        model: Label of the checkpoint.
+        kind: "trained" or a null model.
+        block: The kind of block.
+        settings: The block's settings.
+        energy: Energy shares of the output over the data set.
+        seed: Seed of the bootstrap.
+    """
+    quantities: dict[str, Estimate] = {}
+    columns: dict[str, Estimate] = {}
+    for quantity in QUANTITIES:
+        rows = frame[frame["quantity"] == quantity]
+        if rows.empty:
+            continue
+        estimate = bootstrap_mean(per_image(frame, quantity).to_numpy(), seed=seed)
+        fixed = bool(rows["by_construction"].all())
+        quantities[quantity] = Estimate(estimate.mean, estimate.low, estimate.high, estimate.n, fixed)
+        for column in ACCOMPANYING[quantity]:
+            if rows[column].isna().all():
+                continue
+            name = f"centred_{quantity}" if column == "centred_dist" else column
+            columns[name] = bootstrap_mean(per_image(frame, quantity, column).to_numpy(), seed=seed)
+    sites = frame["site"].unique()
+    maps = frame[frame["quantity"].isin(("prod", "att"))]
+    keys = maps if not maps.empty else frame
+    return SiteSummary(
+        model=model,
+        kind=kind,
+        site=str(sites[0]) if len(sites) == 1 else f"mean of {len(sites)} sites",
+        block=block,
+        settings=dict(settings or {}),
+        quantities=quantities,
+        columns=columns,
+        energy=dict(energy or {}),
+        n_queries=_range(frame["n_queries"]),
+        n_keys=_range(keys["n_keys"]),
+        zero_rows=int(frame["zero_rows"].sum()),
+    )
+
+
+def mean_over_draws(draws: list[SiteSummary]) -> SiteSummary:
+    """The summary of a null model: the mean over draws, with their range in place of the interval.
+
+    Args:
+        draws: One summary for each redrawn block, all of the same site.
+    """
+    first = draws[0]
+
+    def across(estimates: list[Estimate]) -> Estimate:
+        means = np.array([estimate.mean for estimate in estimates])
+        if np.isnan(means).all():
+            return Estimate(math.nan, math.nan, math.nan, 0, estimates[0].by_construction)
+        return Estimate(
+            float(np.nanmean(means)),
+            float(np.nanmin(means)),
+            float(np.nanmax(means)),
+            estimates[0].n,
+            estimates[0].by_construction,
+        )
+
+    return SiteSummary(
+        model=first.model,
+        kind=first.kind,
+        site=first.site,
+        block=first.block,
+        settings=first.settings,
+        quantities={name: across([draw.quantities[name] for draw in draws]) for name in first.quantities},
+        columns={name: across([draw.columns[name] for draw in draws]) for name in first.columns},
+        energy={name: float(np.mean([draw.energy[name] for draw in draws])) for name in first.energy},
+        n_queries=first.n_queries,
+        n_keys=first.n_keys,
+        zero_rows=sum(draw.zero_rows for draw in draws),
+    )
+
+
+def _range(values: pd.Series) -> tuple[int, int]:
+    return (int(values.min()), int(values.max()))
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
