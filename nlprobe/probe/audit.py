@@ -80,7 +80,8 @@ def check(audit: SiteAudit, capture: Capture) -> None:
         audit.status = "failed"
         parts = ", ".join(f"`{name}` is off by {error:.1e}" for name, error in wrong.items())
         raise CaptureError(
-            f"`{audit.site}`: recomputed from what was captured, {parts} (at most {audit.tolerance:.0e} in {audit.dtype})",
+            f"`{audit.site}`: recomputed from what was captured, {parts} "
+            f"(at most {audit.tolerance:.0e} in {audit.dtype})",
             "the block's forward does not compute what its settings say; mend it, or leave the site out",
         )
     audit.status = "passed"

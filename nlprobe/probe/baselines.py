@@ -1,6 +1,6 @@
 """The null model `init-block`: what a block would measure that had learnt nothing, on the very same inputs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -102,7 +102,7 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
     return twin.to(parameter.device, parameter.dtype).train(block.training)
 
 
-def _runner(probe: Probe, twins: list[tuple[nn.Module, Probe]]):  # noqa: ANN202  (a forward pre-hook)
+def _runner(probe: Probe, twins: list[tuple[nn.Module, Probe]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def run(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].detach()
         names, views = probe.upcoming(x.shape[0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nlprobe.errors import CaptureError, ConfigError
-from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture
+from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture, Deliver
 from nlprobe.probe.audit import SiteAudit, check
 from nlprobe.probe.energy import DataSetMoments
 from nlprobe.probe.measure import Measurement, Moments, Precision, measure
@@ -172,7 +172,7 @@ class Probe:
         named = self._named[:count]
         return [name for name, _ in named], [view for _, view in named]
 
-    def _receiver(self, site: Site):  # noqa: ANN202  (a closure with the adapter's `Deliver` signature)
+    def _receiver(self, site: Site) -> Deliver:
         def receive(capture: Capture) -> None:
             if self._open is None:
                 raise CaptureError(

@@ -68,4 +68,4 @@ def to_frame(records: Sequence[dict[str, object]]) -> pd.DataFrame:
 
 def empty_record() -> dict[str, object]:
     """A record whose values are all absent."""
-    return {column: math.nan for column in VALUE_COLUMNS} | {"by_construction": False}
+    return dict.fromkeys(VALUE_COLUMNS, math.nan) | {"by_construction": False}
