@@ -1,0 +1,136 @@
+"""The paper's table of cosine distances, with intervals, the numbers that go beside them and the null models."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nlprobe.stats.intervals import Estimate
+from nlprobe.stats.records import QUANTITIES
+from nlprobe.stats.summary import SiteSummary
+from nlprobe.tables.table import Cell, Column, Row, Table
+
+BY_CONSTRUCTION = "0 (by construction)"
+
+ACCOMPANYING = (
+    Column("entropy", group="attention map"),
+    Column("n_eff", group="attention map", decimals=1),
+    Column("shared", group="attention map"),
+    Column("logit_std", group="attention map"),
+    Column("update", group="output"),
+    Column("mean_map_error", head="mean-map err.", group="output"),
+)
+ENERGY = tuple(
+    Column(name, head=head, group="output energy")
+    for name, head in (("constant", "constant"), ("context", "context"), ("pairwise_part", "pairwise"))
+)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """Cells as the paper prints them.
+
+    Attributes:
+        source: Where they stand, such as "Table 3".
+        cells: Printed cell by quantity.
+    """
+
+    source: str
+    cells: Mapping[str, str]
+
+
+def distance_table(
+    summaries: Sequence[SiteSummary],
+    paper: Mapping[str, PaperRow] | None = None,
+    *,
+    draws: int = 5,
+    title: str = "Average cosine distance between query positions",
+) -> Table:
+    """The distances of Tables 1–4 of the paper, a row for each summary.
+
+    The summaries of one model stand together in the order given, its null models indented below the trained network
+    and the paper's cells last. Print leaves out what the paper has no column for and no summary has a value for.
+
+    Args:
+        summaries: One for each checkpoint (its sites averaged) or for each site, and those of their null models.
+        paper: The paper's rows by model label.
+        draws: How many redrawn blocks an `init-block` summary is the mean of.
+        title: The caption's first sentence.
+    """
+    by_site = len({s.site for s in summaries}) > 1
+    with_energy = any(summary.energy for summary in summaries)
+    columns = (
+        Column("row", head="", show="print"),
+        Column("model", show="data"),
+        Column("kind", show="data"),
+        Column("site", show="both" if by_site else "data"),
+        *(Column(name, group="cosine distance") for name in QUANTITIES),
+        *ACCOMPANYING,
+        *(ENERGY if with_energy else ()),
+        Column("n", head="images"),
+    )
+    rows: list[Row] = []
+    for model in dict.fromkeys(summary.model for summary in summaries):
+        own = [summary for summary in summaries if summary.model == model]
+        rows += [_row(summary, with_energy, draws) for summary in own]
+        if paper and model in paper:
+            rows.append(_paper_row(model, paper[model], columns))
+    return Table(title, columns, tuple(rows), tuple(_notes(summaries, by_site)), "tab:distances")
+
+
+def _row(summary: SiteSummary, with_energy: bool, draws: int) -> Row:
+    names = {"init-all": "at initialisation", "init-block": f"init-block ({draws} draws)"}
+    n = max((estimate.n for estimate in summary.quantities.values()), default=0)
+    cells = (
+        Cell(names.get(summary.kind, summary.model)),
+        Cell(summary.model),
+        Cell(summary.kind),
+        Cell(summary.site),
+        *(_estimate(summary.quantities.get(name)) for name in QUANTITIES),
+        *(_estimate(summary.columns.get(column.name)) for column in ACCOMPANYING),
+        *(Cell(summary.energy.get(column.name)) for column in (ENERGY if with_energy else ())),
+        Cell(n),
+    )
+    return Row(cells, child=summary.kind != "trained")
+
+
+def _estimate(estimate: Estimate | None) -> Cell:
+    if estimate is None:
+        return Cell()
+    text = BY_CONSTRUCTION if estimate.by_construction else None
+    return Cell(estimate.mean, estimate.low, estimate.high, estimate.n, text)
+
+
+def _paper_row(model: str, paper: PaperRow, columns: Sequence[Column]) -> Row:
+    labels = {"row": f"paper, {paper.source}", "model": model, "kind": f"paper, {paper.source}"}
+    return Row(tuple(Cell(labels.get(column.name) or paper.cells.get(column.name)) for column in columns), child=True)
+
+
+def _notes(summaries: Sequence[SiteSummary], by_site: bool) -> list[str]:
+    """Sentences that a reader needs to understand the cells that are there, and no others."""
+    estimates = [e for s in summaries for e in (*s.quantities.values(), *s.columns.values())]
+    kinds = {summary.kind for summary in summaries}
+    notes = []
+    if summaries and not by_site:
+        notes.append(f"Site: {summaries[0].site}.")
+    if summaries:
+        queries = _range([summary.n_queries for summary in summaries])
+        keys = _range([summary.n_keys for summary in summaries])
+        notes.append(f"{queries} queries and {keys} keys per image.")
+    if any(not math.isnan(estimate.low) for estimate in estimates):
+        notes.append("Intervals: 95 % bootstrap over images.")
+    if "init-block" in kinds:
+        notes.append(
+            "init-block: the block redrawn in the trained network; its intervals are the range over the draws."
+        )
+    if "init-all" in kinds:
+        notes.append("at initialisation: the whole network before training.")
+    if any(math.isnan(e.mean) for e in estimates if not e.by_construction):
+        notes.append("undef.: no row has a direction.")
+    if zero := sum(summary.zero_rows for summary in summaries):
+        notes.append(f"{zero} rows without a direction were left out.")
+    return notes
+
+
+def _range(ranges: Sequence[tuple[int, int]]) -> str:
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    return str(low) if low == high else f"{low}–{high}"
