@@ -1,0 +1,122 @@
+"""`results.json` and its companions: everything that a measurement leaves behind, in one folder."""
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from nlprobe.files import write_text
+from nlprobe.measuring import Measured, differences
+from nlprobe.stats.records import QUANTITIES, SCHEMA_VERSION
+from nlprobe.tables import Table
+
+ABSENT = {
+    "key": "the block has no keys of its own",
+    "query": "the block has no queries of its own",
+    "prod": "the block has no product of queries and keys",
+}
+
+PACKAGES = ("nlprobe", "torch", "torchvision", "numpy", "pandas")
+
+EXTENSIONS = {"tex": "tex", "md": "md", "csv": "csv", "json": "json"}
+
+
+def results(
+    measured: Sequence[Measured],
+    *,
+    config: Mapping[str, object],
+    data: Mapping[str, object],
+    preprocessing: Mapping[str, object],
+    quantities: Collection[str] = QUANTITIES,
+    skipped: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, object]:
+    """The object that `stats --format json` prints and `results.json` holds.
+
+    Keys: `schema` (version), `command`, `config`, `versions`, `seed`, `data`, `preprocessing` by model, `sites` (each
+    with model, site, block, settings and, by quantity, mean, low, high, n), `baseline` (the null models, in the same
+    form), `differences` (paired, against the first network), `audit`, and `not_measured` in words. NaN is null.
+
+    Args:
+        measured: The networks and their null models.
+        config: The resolved settings.
+        data: Root, number and fingerprint of the images.
+        preprocessing: By model, what was done to the images.
+        quantities: The quantities that were asked for.
+        skipped: Images that could not be read.
+        seed: Seed of bootstrap and draws.
+    """
+    trained = [one for one in measured if one.kind == "trained"]
+    return {
+        "schema": SCHEMA_VERSION,
+        "command": ["nlprobe", *sys.argv[1:]],
+        "config": dict(config),
+        "versions": versions(),
+        "seed": seed,
+        "data": dict(data),
+        "preprocessing": dict(preprocessing),
+        "sites": [site.as_dict() for one in trained for site in one.sites],
+        "baseline": [site.as_dict() for one in measured if one.kind != "trained" for site in one.sites],
+        "differences": _differences(trained, seed),
+        "audit": [{"model": one.label, **audit.as_dict()} for one in trained for audit in one.audit],
+        "not_measured": not_measured(trained, quantities, skipped),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make the numbers."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def not_measured(measured: Sequence[Measured], quantities: Collection[str], skipped: Sequence[str]) -> list[str]:
+    """In words: quantities that a block does not have or that were not asked for, and images that could not be read."""
+    sentences = [f"{quantity}: not asked for" for quantity in QUANTITIES if quantity not in quantities]
+    for one in measured:
+        for site in one.sites:
+            kind = site.settings.get("instantiation", site.block)
+            sentences += [
+                f"{one.label} {site.site}: no {quantity}, {reason} ({kind})"
+                for quantity, reason in ABSENT.items()
+                if quantity in quantities and quantity not in site.quantities
+            ]
+    return sentences + [f"image {name} could not be read and is left out" for name in skipped]
+
+
+def write_results(
+    folder: Path, payload: Mapping[str, object], measured: Sequence[Measured], table: Table
+) -> list[Path]:
+    """Write `records.csv`, the table as LaTeX, Markdown, CSV and JSON, and last `results.json`.
+
+    Args:
+        folder: An existing folder.
+        payload: What `results` returned.
+        measured: The networks, for their records.
+        table: The table of distances.
+
+    Returns:
+        The paths, in the order in which they were written.
+    """
+    paths = [folder / "records.csv"]
+    records = pd.concat([one.frame for one in measured], ignore_index=True)
+    write_text(paths[0], records.to_csv(index=False))
+    for kind, extension in EXTENSIONS.items():
+        paths.append(folder / f"table.{extension}")
+        write_text(paths[-1], table.render(kind))
+    paths.append(folder / "results.json")
+    write_text(paths[-1], json.dumps(payload, indent=1, allow_nan=False) + "\n")
+    return paths
+
+
+def _differences(trained: Sequence[Measured], seed: int) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for other in trained[1:]:
+        for quantity, estimate in differences(trained[0], other, seed=seed).items():
+            if estimate.n:
+                low, high = (None, None) if estimate.n < 2 else (estimate.low, estimate.high)
+                numbers = {"mean": estimate.mean, "low": low, "high": high, "n": estimate.n}
+                found.append({"first": trained[0].label, "second": other.label, "quantity": quantity, **numbers})
+    return found
