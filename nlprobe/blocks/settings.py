@@ -1,0 +1,66 @@
+"""What the configurations of all blocks share: checks with clear errors, and the round trip through JSON."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from nlprobe.errors import ConfigError
+
+
+class BlockConfig:
+    """Base of the frozen dataclasses that configure a block."""
+
+    block: ClassVar[str]
+    """The block's name in configuration files."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as plain JSON values, with the block's name under `block`."""
+        return {"block": self.block, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """The inverse of `as_dict`; settings that are left out take their defaults.
+
+        Raises:
+            ConfigError: an unknown key, a value that the setting cannot take, or another block's settings.
+        """
+        settings = dict(settings)
+        block = settings.pop("block", cls.block)
+        if block != cls.block:
+            raise ConfigError(
+                f"settings of the block `{block}` given to `{cls.block}`", "use that block's config class"
+            )
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in settings:
+            if name not in known:
+                raise unknown(f"setting of the block `{cls.block}`", name, known)
+        return cls(**settings)
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among `known`, with the closest of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=2)
+    remedy = f"did you mean {' or '.join(f'`{match}`' for match in close)}?" if close else ""
+    choices = f"choose from {', '.join(f'`{choice}`' for choice in known)}"
+    return ConfigError(f"unknown {what}: `{name}`", f"{remedy} {choices}".strip())
+
+
+def check_choice(block: str, setting: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise unknown(f"value for `{setting}` of the block `{block}`", value, choices)
+
+
+def check_positive_integer(block: str, setting: str, value: object) -> None:
+    """Raise unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"`{setting}` of the block `{block}` is `{value!r}`", "it must be an integer of at least 1")
+
+
+def check_switch(block: str, setting: str, value: object) -> None:
+    """Raise unless `value` is a bool: a string such as "false" is true, and would pass unnoticed."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"`{setting}` of the block `{block}` is `{value!r}`", "it must be true or false")
