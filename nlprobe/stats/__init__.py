@@ -1,0 +1,26 @@
+"""Streaming kernels for cosine distances and attention maps: no N×N matrix, float64 where it counts."""
+
+from nlprobe.stats.concat_maps import concat_map_statistics, concat_product_statistics
+from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics
+from nlprobe.stats.maps import apply_map, map_rows, mean_map
+from nlprobe.stats.products import dot_map_statistics, product_statistics
+from nlprobe.stats.results import MapStatistics, ProductStatistics
+from nlprobe.stats.single_map import single_map_statistics
+from nlprobe.stats.softmax_maps import softmax_map_statistics
+
+__all__ = [
+    "MapStatistics",
+    "ProductStatistics",
+    "RowStatistics",
+    "apply_map",
+    "avg_dist",
+    "concat_map_statistics",
+    "concat_product_statistics",
+    "dot_map_statistics",
+    "map_rows",
+    "mean_map",
+    "product_statistics",
+    "row_statistics",
+    "single_map_statistics",
+    "softmax_map_statistics",
+]

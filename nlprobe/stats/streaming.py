@@ -1,0 +1,63 @@
+"""What every kernel shares: no gradients, no autocast, float64 sums, blocks that fit the cache, and loud non-finite input."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from nlprobe.errors import NlprobeError
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+BLOCK_ELEMENTS = 1 << 18
+"""Elements of one float64 block: 2 MiB, half of two cores' L2 cache, so that the next pass over a block finds it there."""
+
+
+def kernel(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Run a kernel without gradients and with autocast off, whatever surrounds the call."""
+
+    @functools.wraps(function)
+    def run(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        tensor = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on its own device where that has float64 and on the CPU where it has not (MPS)."""
+    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+    return tensor.to(device=device, dtype=torch.float64)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Half precision as float32; everything else as it is, on a device that has float64 (see `wide`)."""
+    device = torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+    dtype = tensor.dtype if tensor.dtype in (torch.float32, torch.float64) else torch.float32
+    return tensor.to(device=device, dtype=dtype)
+
+
+def require_finite(**tensors: Tensor) -> None:
+    """Raise an error naming the first of the tensors that holds NaN or infinity.
+
+    Raises:
+        NlprobeError: If one of the tensors is not finite.
+    """
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise NlprobeError(
+                f"`{name}` of shape {tuple(tensor.shape)} holds NaN or infinity",
+                "look at what the model computed there: diverged weights, an overflow in half precision, or a bad input",
+            )
+
+
+def spans(total: int, step: int) -> Iterator[slice]:
+    """Slices of at most `step` that cover `range(total)`, of nearly equal length."""
+    pieces = max(1, -(-total // max(step, 1)))
+    bounds = [total * piece // pieces for piece in range(pieces + 1)]
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        yield slice(start, stop)
