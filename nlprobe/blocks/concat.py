@@ -43,7 +43,7 @@ class ConcatAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of a, b and value."""
         a, b, value, active = ctx.saved_tensors
         gradient = gradient / b.shape[1]

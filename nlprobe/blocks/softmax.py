@@ -87,7 +87,7 @@ class StreamedSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """The gradients of query, key and value, in the same blocks."""
         query, key, value, output, log_denominator = ctx.saved_tensors
         wide = log_denominator.dtype
