@@ -157,7 +157,9 @@ def main() -> None:
 
 
 def _complain(cause: str, remedy: str = "") -> None:
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    from nlprobe.commands.report import use_colour
+
+    colour = use_colour(sys.stderr.isatty())
     click.echo(f"{click.style('error:', fg='red', bold=True)} {cause}", err=True, color=colour)
     if remedy:
         click.echo(f"{click.style('hint:', bold=True)} {remedy}", err=True, color=colour)

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import click
 from tqdm import tqdm
@@ -15,20 +15,20 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
 
 
-def use_colour(stream: TextIO) -> bool:
-    """Whether `stream` is a terminal that wants colour: not under `NO_COLOR` or `TERM=dumb`, never in a file."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+def use_colour(terminal: bool) -> bool:
+    """Whether to colour what goes to a terminal, or elsewhere: not under `NO_COLOR` or `TERM=dumb`, never in a file."""
+    return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def result(text: str) -> None:
     """Write the command's result, and nothing else, to stdout."""
-    click.echo(text.rstrip("\n"), color=use_colour(sys.stdout))
+    click.echo(text.rstrip("\n"), color=use_colour(sys.stdout.isatty()))
 
 
 def say(message: str) -> None:
     """Write one line of the log to stderr, above a progress bar where there is one."""
     with tqdm.external_write_mode(file=sys.stderr):
-        click.echo(message, err=True, color=use_colour(sys.stderr))
+        click.echo(message, err=True, color=use_colour(sys.stderr.isatty()))
 
 
 def wrote(path: Path | str) -> None:

@@ -321,8 +321,7 @@ def _latex(table: Table) -> str:
         "%   \\documentclass{article} \\usepackage{booktabs} \\begin{document} \\input{THIS FILE} \\end{document}",
         "\\begin{table*}[t]",
         "\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}",
-        f"\\caption{{{escape_tex(caption)}}}",
-        f"\\label{{{table.label}}}",
+        *([f"\\caption{{{escape_tex(caption)}}}", f"\\label{{{table.label}}}", "\\par\\smallskip"] if caption else []),
         "\n\\par\\medskip\n".join("\n".join(_latex_panel(table, panel)) for panel in _panels(table, widths, TEX_WIDTH)),
         "\\end{table*}",
     ]
@@ -393,8 +392,9 @@ def _markdown(table: Table) -> str:
     frame = pd.DataFrame(rows, columns=[escape_markdown(table.columns[index].heading) for index in indices], dtype=str)
     alignment = ["left" if _is_text(table, index) else "right" for index in indices]
     body = frame.to_markdown(index=False, colalign=alignment if rows else None, disable_numparse=True)
+    title = f"**{escape_markdown(table.title)}**" if table.title else ""
     notes = "  \n".join(escape_markdown(note) for note in table.notes)
-    return "\n\n".join(part for part in (f"**{escape_markdown(table.title)}**", body, notes) if part) + "\n"
+    return "\n\n".join(part for part in (title, body, notes) if part) + "\n"
 
 
 def escape_markdown(text: str) -> str:
