@@ -6,7 +6,6 @@ from pathlib import Path
 
 from benchmarks.pairs import Row, main
 
-
 NLPROBE = str(Path(sys.executable).with_name("nlprobe"))
 
 

@@ -25,8 +25,9 @@ _HOMES = {
     "build": "nlprobe.models",
     "init_block": "nlprobe.probe",
     "load": "nlprobe.checkpoints",
-    "probe": "nlprobe.probe",
 }
+
+_PACKAGES = ("blocks", "checkpoints", "data", "models", "plots", "probe", "stats", "tables", "training")
 
 __all__ = [
     "CaptureError",
@@ -41,6 +42,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    # `nlprobe.probe` is a package that can be called
+    if name in _PACKAGES:
+        return importlib.import_module(f"nlprobe.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'nlprobe' has no attribute '{name}'")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import pandas as pd
 import torch
@@ -75,7 +75,7 @@ class Probe:
         self._named: list[tuple[str, int]] | None = None
         self._numbered = 0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Probe":
         if self._handles:
             raise ConfigError("this probe is already in use", "make one probe for each `with`")
         try:

@@ -9,7 +9,7 @@ from nlprobe.blocks import ContextBlock, NonLocal
 
 def brute_avg_dist(rows: Tensor) -> float:
     """1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 over the rows that have a direction."""
-    rows = rows.double()
+    rows = rows.detach().double()
     rows = rows[rows.norm(dim=1) > 0]
     if len(rows) == 0:
         return float("nan")
@@ -51,7 +51,11 @@ def brute_block(block: NonLocal, x: Tensor) -> dict[str, Tensor]:
         att = prod.relu() / len(b)
     else:
         prod = query @ key.T
-        att = prod / len(key) if config.instantiation == "dot_product" else (prod * block.attention.logit_scale).softmax(1)
+        att = (
+            prod / len(key)
+            if config.instantiation == "dot_product"
+            else (prod * block.attention.logit_scale).softmax(1)
+        )
     output = (att @ value) @ block.output.weight.double().T
     if block.output.bias is not None:
         output = output + block.output.bias.double()
@@ -72,7 +76,7 @@ def brute_columns(found: dict[str, Tensor], scale: float, softmax: bool) -> dict
     columns = {}
     if softmax:
         columns["entropy"] = float((-(att * att.log()).sum(1)).mean() / np.log(m))
-    columns["n_eff"] = float((att.abs().sum(1) ** 2 / (att**2).sum(1)).mean())
+    columns["n_eff"] = float((att.abs().sum(1) ** 2 / (att**2).sum(1)).nanmean())  # zero rows are left out
     c = att - att.mean(1, keepdim=True)
     columns["shared"] = float((c.mean(0) ** 2).sum() / (c**2).sum(1).mean())
     logits = found["prod"] * (scale if softmax else 1.0)

@@ -61,7 +61,9 @@ def test_keys_dropped_before_the_product_are_caught(monkeypatch: pytest.MonkeyPa
     module = block()
     call = PairwiseAttention.__call__
     monkeypatch.setattr(
-        PairwiseAttention, "__call__", lambda self, q, k, v: call(self, q, k[:, ::2].contiguous(), v[:, ::2].contiguous())
+        PairwiseAttention,
+        "__call__",
+        lambda self, q, k, v: call(self, q, k[:, ::2].contiguous(), v[:, ::2].contiguous()),
     )
     with pytest.raises(CaptureError, match="`key` is off by"):
         probe_once(module)

@@ -32,8 +32,12 @@ class Network(nn.Module):
 
 
 def non_local(channels: int = 16, dimension: int = 2, **settings: object) -> NonLocal:
-    """A block whose output is not zero, with running statistics of its own."""
+    """A block with weights far from zero and running statistics of its own."""
     block = NonLocal(channels, dimension, NonLocalConfig(**{"zero_init": False, **settings}))
+    for layer in (block.query, block.key, block.value, block.output):
+        if layer is not None:
+            nn.init.normal_(layer.weight, std=0.3)
+            nn.init.normal_(layer.bias, std=0.1)
     if isinstance(block.norm, nn.BatchNorm1d):
         with torch.no_grad():
             block.norm.weight.uniform_(0.5, 1.5)

@@ -54,6 +54,6 @@ def test_no_hook_is_left_behind() -> None:
     block = NonLocal(8).eval()
     nlprobe.attention_map(block, torch.randn(8, 6, 9), [(0, 0)])
     assert not block._forward_hooks
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ConfigError, match="8 channels"):
         nlprobe.attention_map(block, torch.randn(3, 6, 9), [(0, 0)])
     assert not block._forward_hooks
