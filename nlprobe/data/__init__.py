@@ -1,0 +1,24 @@
+"""Data sets in their native formats on disk, what lies between a picture and a network, and the miniature data."""
+
+from nlprobe.data.augmentation import Augmentation
+from nlprobe.data.dataset import ImageDataset, Sample, data_fingerprint
+from nlprobe.data.images import UnreadableImageError, read_image
+from nlprobe.data.loading import Batch, Batches, derived_seed
+from nlprobe.data.miniature import write_miniature_imagenet
+from nlprobe.data.opening import open_dataset
+from nlprobe.data.preprocessing import Preprocessing
+
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "Batches",
+    "ImageDataset",
+    "Preprocessing",
+    "Sample",
+    "UnreadableImageError",
+    "data_fingerprint",
+    "derived_seed",
+    "open_dataset",
+    "read_image",
+    "write_miniature_imagenet",
+]

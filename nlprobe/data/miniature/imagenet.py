@@ -1,4 +1,4 @@
-"""A miniature ImageNet: class folders of JPEG files, in which an object alone does not tell the class of the picture."""
+"""A miniature ImageNet: class folders of JPEG files, in which an object alone does not tell its picture's class."""
 
 import json
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from nlprobe.files import new_folder
 
 CLASSES = tuple(f"{digit}_{word}" for digit, word in enumerate(DIGITS))
 SPLITS = ("train", "val")
+SETTINGS = SceneSettings()
 
 
 def write_miniature_imagenet(
@@ -23,7 +24,7 @@ def write_miniature_imagenet(
     val: int = 800,
     *,
     force: bool = False,
-    settings: SceneSettings = SceneSettings(),
+    settings: SceneSettings = SETTINGS,
     progress: Callable[[int], object] = lambda count: None,
 ) -> Path:
     """Write `out`/imagenet/{train,val}/<class>/*.JPEG and `out`/imagenet/annotations/{train,val}.json.

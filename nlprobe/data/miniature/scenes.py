@@ -1,8 +1,8 @@
 """Scenes of handwritten digits on photographs: the real material of which every miniature data set is made.
 
-A scene is a crop of one of scikit-learn's two photographs on which digits of `sklearn.datasets.load_digits` lie: tinted,
-scaled, turned, hidden in part by one another and by patches of clutter. What the digits mean (a class to name, objects to
-find, a motion to follow) is decided by the data set that asks for the scene.
+A scene is a crop of one of scikit-learn's two photographs on which digits of `sklearn.datasets.load_digits` lie:
+tinted, scaled, turned, hidden in part by one another and by patches of clutter. What the digits mean (a class to name,
+objects to find, a motion to follow) is decided by the data set that asks for the scene.
 """
 
 from collections.abc import Sequence
@@ -94,9 +94,7 @@ def material(split: str) -> Material:
     return Material(digits, labels[chosen], photographs)
 
 
-def compose(
-    material: Material, labels: Sequence[int], rng: np.random.Generator, settings: SceneSettings = SceneSettings()
-) -> Scene:
+def compose(material: Material, labels: Sequence[int], rng: np.random.Generator, settings: SceneSettings) -> Scene:
     """Lay a digit of each of `labels` on a crop of a photograph, then clutter, each hiding no digit too much.
 
     Args:
@@ -153,9 +151,14 @@ class _Canvas:
         mask = np.zeros(self.pixels.shape[:2], dtype=bool)
         mask[top : top + height, left : left + width] = shape
         rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
-        box = (left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1)
-        self.objects.append(SceneObject(label, digit, tuple(int(edge) for edge in box), 1.0, mask))
-        self.areas.append(np.count_nonzero(shape))
+        box = (
+            left + int(columns[0]),
+            top + int(rows[0]),
+            left + int(columns[-1]) + 1,
+            top + int(rows[-1]) + 1,
+        )
+        self.objects.append(SceneObject(label, digit, box, 1.0, mask))
+        self.areas.append(int(np.count_nonzero(shape)))
 
     def scene(self) -> Scene:
         """The finished scene."""
@@ -201,7 +204,7 @@ def _place_digit(canvas: _Canvas, material: Material, label: int, rng: np.random
 
 
 def draw_digit(digit: Float[np.ndarray, "10 10"], side: int, degrees: float) -> Float[np.ndarray, "h w"]:
-    """The digit's opacity, from 0 to 1, with its 8×8 pixels drawn `side` wide and turned by `degrees`; empty edges are cut."""
+    """The digit's opacity, 0 to 1: its 8×8 pixels drawn `side` wide and turned by `degrees`; empty edges are cut."""
     large = Image.fromarray(digit).resize((side * 10 // 8,) * 2, Image.Resampling.BICUBIC)
     turned = np.asarray(large.rotate(degrees, Image.Resampling.BILINEAR))
     alpha = np.clip(1.6 * turned - 0.3, 0, 1)

@@ -1,0 +1,178 @@
+"""Batches from data sets: the same whatever the number of worker processes, from any point of any epoch on.
+
+What a sample looks like is a function of (seed, epoch, index), the order of an epoch one of (seed, epoch). So nothing a
+worker holds has to be saved to go on later, and samples that were consumed already are not even read.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nlprobe.data.dataset import ImageDataset
+from nlprobe.data.images import UnreadableImageError
+from nlprobe.data.preprocessing import Transform
+from nlprobe.errors import DataError
+
+Report = Callable[[UnreadableImageError], object]
+
+
+class Batch(NamedTuple):
+    """Some images: (B, 3, H, W), their labels (B,) or None, their names, and those that could not be read."""
+
+    images: Tensor
+    labels: Tensor | None
+    ids: list[str]
+    unreadable: list[tuple[str, str]]
+
+
+class BatchOrder:
+    """The batches of an epoch, as a batch sampler of keys (epoch, index); set `epoch` and `start` before iterating.
+
+    Args:
+        count: Number of samples.
+        batch_size: Samples in a batch.
+        seed: With one, samples are shuffled anew each epoch and an incomplete last batch is left out; without, they
+            come in their own order, all of them.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int | None = None) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Number of batches in a whole epoch."""
+        return self.count // self.batch_size if self.seed is not None else -(-self.count // self.batch_size)
+
+    def indices(self, epoch: int) -> list[int]:
+        """All samples in the order of that epoch."""
+        if self.seed is None:
+            return list(range(self.count))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+        return torch.randperm(self.count, generator=generator).tolist()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.indices(self.epoch)
+        for batch in range(self.start, len(self)):
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(self.epoch, index) for index in chosen]
+
+
+class Batches:
+    """Loads batches of a data set; with a seed in random order and with random transforms.
+
+    Args:
+        dataset: Where samples come from.
+        transform: From a picture to a tensor; may draw random numbers from torch's generator.
+        batch_size: Samples in a batch.
+        workers: Processes that read ahead; with 0 this one reads.
+        seed: Seed of order and samples; None reads the data set in its own order.
+        report: Called in this process for each image that cannot be read. Such an image is left out of its batch.
+        pin_memory: Hand out batches in pinned memory, from which a GPU copies without waiting.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Transform,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        seed: int | None = None,
+        report: Report = lambda error: None,
+        pin_memory: bool = False,
+    ) -> None:
+        self.order = BatchOrder(len(dataset), batch_size, seed)
+        self._report = report
+        self._loader: DataLoader[Any] = DataLoader(
+            _SeededSamples(dataset, transform, seed or 0),
+            batch_sampler=self.order,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_interrupts,
+            persistent_workers=workers > 0,
+            # It would otherwise draw its workers' seed from the global generator.
+            generator=torch.Generator(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from number `start` on.
+
+        Raises:
+            DataError: no image of a batch can be read (in random order; else such a batch is passed over).
+        """
+        self.order.epoch, self.order.start = epoch, start
+        for batch in self._loader:
+            for name, reason in batch.unreadable:
+                self._report(UnreadableImageError(name, reason))
+            if batch.ids:
+                yield batch
+            elif self.order.seed is not None:
+                name, reason = batch.unreadable[0]
+                raise DataError(
+                    f"none of the {len(batch.unreadable)} images of a batch can be read; `{name}`: {reason}",
+                    "check that the data set's folder is still there and whole: `nlprobe data check` reads every image",
+                )
+
+
+class _SeededSamples(Dataset[Any]):
+    """Transformed samples by (epoch, index); an unreadable one comes as its reason, which passes between processes."""
+
+    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int | None, str, str]:
+        epoch, index = key
+        try:
+            sample = self.dataset[index]
+        except UnreadableImageError as error:
+            return None, None, self.dataset.ids[index], error.reason
+        with _seeded(derived_seed(self.seed, epoch, index)):
+            return self.transform(sample.image), sample.label, sample.id, ""
+
+
+def derived_seed(*numbers: int) -> int:
+    """A 63-bit seed that depends on every one of the numbers, and differently on their order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside, and put its state back after."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def _collate(samples: Sequence[tuple[Tensor | None, int | None, str, str]]) -> Batch:
+    good = [(image, label, name) for image, label, name, _ in samples if image is not None]
+    unreadable = [(name, reason) for image, _, name, reason in samples if image is None]
+    images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0)
+    labels = [label for _, label, _ in good if label is not None]
+    return Batch(
+        images,
+        torch.tensor(labels) if len(labels) == len(good) and good else None,
+        [name for *_, name in good],
+        unreadable,
+    )
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process decides when the workers end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,101 @@
+"""Find out what kind of data set a folder holds, and open it."""
+
+from pathlib import Path
+from typing import Literal
+
+from nlprobe.data.dataset import ImageDataset
+from nlprobe.data.folders import ClassFolders, Photographs, class_folders, holds_images, image_files
+from nlprobe.data.images import is_image
+from nlprobe.data.small_images import SmallImages, find_small_images
+from nlprobe.errors import DataError
+
+LAYOUTS = (
+    "a data set is: train/<class>/ and val/<class>/ (ImageNet), <class>/ (any ImageFolder), an unpacked MNIST, "
+    "Fashion-MNIST, CIFAR-10 or CIFAR-100, a folder of photographs, or one photograph"
+)
+
+
+def open_dataset(root: Path | str, split: Literal["train", "val"] = "val") -> ImageDataset:
+    """Open the data set at `root`; what it is follows from what lies there.
+
+    A folder of class folders that is not parted into `train` and `val` is the same for both splits.
+
+    Args:
+        root: A data set's root, a flat folder of photographs, or a photograph.
+        split: Which part; a flat folder has no parts.
+
+    Raises:
+        DataError: nothing is there, it is empty, not understood, or may be understood in two ways.
+    """
+    root = Path(root).expanduser()
+    try:
+        return _open(root, split)
+    except OSError as error:
+        raise DataError(
+            f"`{root}` cannot be read: {error.strerror or error}", "check the path and its permissions"
+        ) from (error)
+
+
+def _open(root: Path, split: Literal["train", "val"]) -> ImageDataset:
+    if root.is_file():
+        if not is_image(root):
+            raise DataError(f"`{root}` is a file, but no image", LAYOUTS)
+        return Photographs(root)
+    if not root.is_dir():
+        raise DataError(f"`{root}` is not there", "check the path of `--data`" + _nearest_folder(root))
+    if small := find_small_images(root):
+        if len(small) > 1:
+            raise DataError(
+                f"`{root}` holds {' and '.join(chosen.kind for chosen, _ in small)}",
+                f"choose one: {', '.join(f'`{root / chosen.own_folder}`' for chosen, _ in small)}",
+            )
+        return SmallImages(*small[0], root, split)
+    if (root / "train").is_dir() or (root / "val").is_dir():
+        return _open_split(root, split)
+    return _open_flat(root)
+
+
+def _open_split(root: Path, split: str) -> ImageDataset:
+    folder = root / split
+    if not folder.is_dir():
+        there = ", ".join(f"`{path.name}`" for path in class_folders(root))
+        raise DataError(
+            f"`{root}` has no folder `{split}`, only {there}", "a data set with splits has `train` and `val`"
+        )
+    if not class_folders(folder):
+        loose = len(image_files(folder))
+        raise DataError(
+            f"`{folder}` holds {f'{loose} images but ' if loose else ''}no class folders",
+            f"sort its images into `{split}/<class>/`; ImageNet's validation archive needs its valprep script for that"
+            if loose
+            else "each class needs a folder of images",
+        )
+    return ClassFolders(folder, root, "ImageNet folders")
+
+
+def _open_flat(root: Path) -> ImageDataset:
+    loose = image_files(root)
+    folders = [folder for folder in class_folders(root) if holds_images(folder)]
+    if loose and folders:
+        raise DataError(
+            f"`{root}` holds both {len(loose)} images and {len(folders)} folders of them, such as `{folders[0].name}`",
+            "move the loose images away if the folders are classes, or the folders if it is a set of photographs",
+        )
+    if loose:
+        return Photographs(root)
+    parted = [folder for folder in folders if (folder / "train").is_dir() or (folder / "val").is_dir()]
+    if parted:
+        raise DataError(
+            f"`{root}` holds no data set itself, but its folder{'s' if len(parted) > 1 else ''} "
+            f"{', '.join(f'`{folder.name}`' for folder in parted)} may be one",
+            f"give `{parted[0]}`",
+        )
+    if not folders:
+        raise DataError(f"`{root}` holds no image that nlprobe understands", LAYOUTS)
+    return ClassFolders(root)
+
+
+def _nearest_folder(path: Path) -> str:
+    """The part of the path that does exist, for a message."""
+    existing = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+    return f"; `{existing}` is there" if existing else ""
