@@ -1,0 +1,31 @@
+"""Backbones, the models of the paper by name, and what they cost."""
+
+from nlprobe.models.build import build, config_from_dict
+from nlprobe.models.config import ARCHITECTURES, ResNetConfig
+from nlprobe.models.costs import Costs, count_costs, differing_cells
+from nlprobe.models.insertion import Insertion
+from nlprobe.models.loading import load_backbone, load_strictly
+from nlprobe.models.resnet import BasicBlock, Bottleneck, ResNet
+from nlprobe.models.zoo import ModelEntry, PaperRow, entry, names, paper_distances, rows
+
+__all__ = [
+    "ARCHITECTURES",
+    "BasicBlock",
+    "Bottleneck",
+    "Costs",
+    "Insertion",
+    "ModelEntry",
+    "PaperRow",
+    "ResNet",
+    "ResNetConfig",
+    "build",
+    "config_from_dict",
+    "count_costs",
+    "differing_cells",
+    "entry",
+    "load_backbone",
+    "load_strictly",
+    "names",
+    "paper_distances",
+    "rows",
+]

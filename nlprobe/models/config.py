@@ -1,0 +1,123 @@
+"""The numbers that make a residual network, and the published architectures by name."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from nlprobe.blocks import PLACES
+from nlprobe.blocks.settings import unknown
+from nlprobe.errors import ConfigError
+from nlprobe.models.insertion import STAGES, Insertion
+
+LAYERS = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
+
+_EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """A residual network.
+
+    Args:
+        layers: Residual blocks in c2, c3, c4 and c5.
+        block: `basic` (two 3x3) or `bottleneck` (1x1, 3x3, 1x1).
+        groups: Groups of the bottleneck's 3x3 convolution; 32 or 64 in ResNeXt.
+        base_width: Channels of a group, in c2 and where `width` is 64; 4 in ResNeXt. Torchvision's `width_per_group`.
+        width: Channels of the stem and planes of c2; 64 in every published network.
+        classes: Outputs of the classifier.
+        zero_init_residual: Start the last norm of every residual branch at zero.
+        insertions: Attention blocks, and where they stand.
+
+    Raises:
+        ConfigError: numbers that make no network, or two blocks at one site.
+    """
+
+    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    block: str = "bottleneck"
+    groups: int = 1
+    base_width: int = 64
+    width: int = 64
+    classes: int = 1000
+    zero_init_residual: bool = False
+    insertions: tuple[Insertion, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.block not in _EXPANSION:
+            raise unknown("kind of residual block", self.block, _EXPANSION)
+        if len(self.layers) != len(STAGES):
+            raise ConfigError(f"`layers={self.layers}` does not name four stages", "give four numbers, c2 to c5")
+        numbers = {"layers": min(self.layers), "groups": self.groups, "base_width": self.base_width}
+        for name, number in {**numbers, "width": self.width, "classes": self.classes}.items():
+            if number < 1:
+                raise ConfigError(f"`{name}` is {number}", "use 1 or more")
+        if self.block == "basic" and (self.groups != 1 or self.base_width != 64):
+            raise ConfigError(
+                f"a basic block has no groups: `groups={self.groups}`, `base_width={self.base_width}`",
+                "leave them at 1 and 64, or use block `bottleneck`",
+            )
+        sites = self.sites()
+        for site in sites:
+            if sites.count(site) > 1:
+                raise ConfigError(f"two blocks at the site `{site}`", "a site holds one block: choose another place")
+
+    def channels(self, stage: str) -> int:
+        """Channels of a stage's output."""
+        return self.width * 2 ** STAGES.index(stage) * _EXPANSION[self.block]
+
+    def indices(self, insertion: Insertion) -> tuple[int, ...]:
+        """The residual blocks of its stage that an insertion gives a block to."""
+        return insertion.indices(self.layers[STAGES.index(insertion.stage)])
+
+    def sites(self) -> list[str]:
+        """Every inserted block by its site, in the order of the forward pass, such as `layer3.4:after_add`."""
+        found = [
+            (STAGES.index(insertion.stage), index, PLACES.index(insertion.place))
+            for insertion in self.insertions
+            for index in self.indices(insertion)
+        ]
+        return [f"{LAYERS[STAGES[stage]]}.{index}:{PLACES[place]}" for stage, index, place in sorted(found)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold; `architecture` says which class reads it."""
+        described = asdict(replace(self, insertions=()))
+        described["layers"] = list(self.layers)
+        described["insertions"] = [insertion.as_dict() for insertion in self.insertions]
+        return {"architecture": "resnet", **described}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "ResNetConfig":
+        """The configuration that `as_dict` described; settings that are left out take their default.
+
+        Raises:
+            ConfigError: an unknown key, with close matches, or a value that is not understood.
+        """
+        settings = dict(settings)
+        architecture = settings.pop("architecture", "resnet")
+        if architecture != "resnet":
+            raise ConfigError(f"`{architecture}` is not the architecture `resnet`", "read it with models.build")
+        defaults = {field.name: field.default for field in fields(cls)}
+        for name in settings:
+            if name not in defaults:
+                raise unknown("setting of a residual network", name, defaults)
+        for name in ("layers", "insertions"):
+            if name in settings:
+                settings[name] = tuple(settings[name])
+        for name, value in settings.items():
+            if type(value) is not type(defaults[name]):
+                raise ConfigError(
+                    f"`{name}` of a residual network cannot be `{value!r}`", f"default: {defaults[name]!r}"
+                )
+        settings["insertions"] = tuple(Insertion.from_dict(each) for each in settings.get("insertions", ()))
+        return cls(**settings)
+
+
+ARCHITECTURES = {
+    "resnet18": ResNetConfig(layers=(2, 2, 2, 2), block="basic"),
+    "resnet34": ResNetConfig(layers=(3, 4, 6, 3), block="basic"),
+    "resnet50": ResNetConfig(layers=(3, 4, 6, 3)),
+    "resnet101": ResNetConfig(layers=(3, 4, 23, 3)),
+    "resnet152": ResNetConfig(layers=(3, 8, 36, 3)),
+    "resnext50_32x4d": ResNetConfig(layers=(3, 4, 6, 3), groups=32, base_width=4),
+    "resnext101_32x4d": ResNetConfig(layers=(3, 4, 23, 3), groups=32, base_width=4),
+    "resnext101_64x4d": ResNetConfig(layers=(3, 4, 23, 3), groups=64, base_width=4),
+}

@@ -1,0 +1,188 @@
+"""Parameters and operations of a network, counted without computing anything, and set against the paper's cells."""
+
+import copy
+from collections import Counter as Tally
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nlprobe.blocks import SOFTMAX_INSTANTIATIONS, ContextBlock, NonLocal, PairwiseAttention
+from nlprobe.errors import ConfigError
+from nlprobe.models.counters import MACS, PAPER_COUNTER, WITHOUT_MACS, Call, Counter
+from nlprobe.models.zoo import PaperRow
+
+MEGA = 10**6
+GIBI = 2**30
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a network costs on one input.
+
+    Args:
+        params: Number of parameters, each counted once however often it is used.
+        macs: Multiply-accumulates of all products.
+        paper_counter: Operations by the counter behind the paper's tables; a printed G is 2^30 of them.
+        not_counted: What ran and is not in `macs`: class of a module, or function, to the number of calls.
+        missed_products: Those of `not_counted` that do multiply matrices; `macs` is too low unless this is empty.
+    """
+
+    params: int
+    macs: int
+    paper_counter: int
+    not_counted: dict[str, int]
+    missed_products: tuple[str, ...]
+
+
+def count_costs(model: nn.Module, input_shape: Sequence[int]) -> Costs:
+    """Count the costs of one image, on torch's meta device: nothing is computed and the model is left as it is.
+
+    Args:
+        model: Any network that takes one tensor.
+        input_shape: Shape of the input without the batch, such as (3, 224, 224).
+
+    Raises:
+        ConfigError: the network does not take an input of that shape.
+    """
+    copied = _on_meta(model).eval()
+    observer = _Observer()
+    _observe(copied, observer)
+    with torch.no_grad(), observer:
+        try:
+            copied(torch.empty(1, *input_shape, device="meta"))
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the network does not take an input of shape {tuple(input_shape)}: {str(error).splitlines()[0]}",
+                "give the channels and a larger size, such as (3, 224, 224)",
+            ) from error
+    return Costs(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=observer.macs,
+        paper_counter=observer.paper_counter,
+        not_counted=dict(sorted(observer.not_counted.items())),
+        missed_products=tuple(sorted(observer.missed_products)),
+    )
+
+
+def differing_cells(costs: Costs, row: PaperRow) -> list[str]:
+    """The cost columns of a row, `params` and `flops`, in which our count does not round to what is printed."""
+    ours = {"params": Decimal(costs.params) / MEGA, "flops": Decimal(costs.paper_counter) / GIBI}
+    return [name for name, value in ours.items() if name in row.cells and not _rounds_to(value, row.cells[name])]
+
+
+def _rounds_to(value: Decimal, printed: str) -> bool:
+    return value.quantize(Decimal(printed), ROUND_HALF_UP) == Decimal(printed)
+
+
+class _Observer(TorchDispatchMode):
+    """Adds up what the hooks say of modules, and sees every function of torch that runs outside of them.
+
+    Attributes:
+        depth_known: Open calls of modules whose costs a rule gives as a whole.
+        depth_blocks: Open calls of attention blocks, whose rule covers the products that are not in a module.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+        self.paper_counter = 0
+        self.not_counted: Tally[str] = Tally()
+        self.missed_products: set[str] = set()
+        self.depth_known = 0
+        self.depth_blocks = 0
+
+    def enter(self, module: nn.Module) -> None:
+        """A module is about to run."""
+        if isinstance(module, _BLOCKS):
+            self.depth_blocks += 1
+        elif _is_known(module):
+            self.depth_known += 1
+
+    def leave(self, call: Call) -> None:
+        """A module has run."""
+        if isinstance(call.module, _BLOCKS):
+            self.depth_blocks -= 1
+        elif _is_known(call.module):
+            self.depth_known -= 1
+        rule, paper_rule = _rule(MACS, call.module), _rule(PAPER_COUNTER, call.module)
+        if rule is not None:
+            self.macs += rule(call)
+        elif _is_known(call.module):
+            self.not_counted[type(call.module).__name__] += 1
+        if paper_rule is not None:
+            self.paper_counter += paper_rule(call)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if not (self.depth_known or func.is_view or name in _MOVES):
+            is_product = name in _PRODUCTS or name.startswith("_scaled_dot_product")
+            if is_product and not self.depth_blocks:
+                self.missed_products.add(name)
+            if not (is_product and self.depth_blocks):
+                self.not_counted[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+_BLOCKS = (NonLocal, ContextBlock, PairwiseAttention)
+_MOVES = {"_to_copy", "_unsafe_view", "clone", "copy_", "empty", "new_empty"}
+_PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "convolution", "dot", "linear", "mm", "mv", "vdot"}
+
+
+def _rule(counter: Counter, module: nn.Module) -> Callable[[Call], int] | None:
+    return next((counter[base] for base in type(module).__mro__ if base in counter), None)
+
+
+def _is_known(module: nn.Module) -> bool:
+    return _rule(MACS, module) is not None or isinstance(module, WITHOUT_MACS)
+
+
+def _observe(model: nn.Module, observer: _Observer) -> None:
+    """Let every module of a copy that nobody else uses tell `observer` of its calls."""
+    in_block = {part for block in model.modules() if isinstance(block, _BLOCKS) for part in block.modules()}
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        observer.enter(module)
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        observer.leave(Call(module, inputs, output, module in in_block))
+
+    for module in model.modules():
+        module.register_forward_pre_hook(enter)
+        module.register_forward_hook(leave)
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """A copy without storage and without hooks."""
+    # deepcopy takes what stands in its memo for the copy, so the weights themselves are never duplicated.
+    memo: dict[int, Any] = {
+        **{id(each): nn.Parameter(each.detach().to("meta"), each.requires_grad) for each in model.parameters()},
+        **{id(each): each.to("meta") for each in model.buffers()},
+    }
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        if isinstance(module, PairwiseAttention):
+            module.__class__ = _WrittenOut
+    return copied
+
+
+class _WrittenOut(PairwiseAttention):
+    """The formula as it is written, in place of the fused kernels, which the meta device does not have."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The map and the product."""
+        if self.instantiation == "concat":
+            logits = (query @ self.weight_query)[:, :, None] + (key @ self.weight_key)[:, None]
+        else:
+            logits = query @ key.mT
+        if self.instantiation in SOFTMAX_INSTANTIATIONS:
+            return logits.softmax(2) @ value
+        return (logits.relu() if self.instantiation == "concat" else logits) / key.shape[1] @ value

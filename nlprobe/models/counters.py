@@ -1,0 +1,149 @@
+"""What one call of a module costs, by two counters: true multiply-accumulates, and the one behind the paper's tables.
+
+Both count the written-out formula of a non-local block, with its two products of queries by keys, whatever the block
+really computes. The 1x1 convolutions of attention blocks are linear layers on rows here, and are counted as the
+convolutions that they stand for.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from nlprobe.blocks import ContextBlock, NonLocal, PairwiseAttention
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module.
+
+    Args:
+        module: The module.
+        inputs: Its tensor arguments.
+        output: What it returned.
+        in_block: Whether it is part of an attention block.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    in_block: bool
+
+
+Counter = Mapping[type[nn.Module], Callable[[Call], int]]
+"""Costs by class; a class that is not there, and has no base class there, has no rule."""
+
+
+def _nothing(call: Call) -> int:
+    return 0
+
+
+def _convolution_taps(module: nn.Module) -> int:
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return prod(module.kernel_size) * module.in_channels // module.groups
+
+
+def _convolution(call: Call) -> int:
+    return call.output.numel() * _convolution_taps(call.module)
+
+
+def _linear(call: Call) -> int:
+    assert isinstance(call.module, nn.Linear)
+    return call.output.numel() * call.module.in_features
+
+
+def _pairwise(call: Call) -> int:
+    """N M times what makes a weight, d wide or for concat a pair, 2 d wide, and N M times the width of a value."""
+    assert isinstance(call.module, PairwiseAttention)
+    query, _, value = call.inputs
+    width = query.shape[-1] * (2 if call.module.instantiation == "concat" else 1)
+    return query.shape[0] * query.shape[1] * value.shape[1] * (width + value.shape[-1])
+
+
+def _context(call: Call) -> int:
+    """The product of the map with the features; a mean has no multiplications."""
+    assert isinstance(call.module, ContextBlock)
+    return call.inputs[0].numel() if call.module.mask is not None else 0
+
+
+MACS: Counter = {
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.Linear: _linear,
+    PairwiseAttention: _pairwise,
+    NonLocal: _nothing,
+    ContextBlock: _context,
+}
+"""True multiply-accumulates of products; norms, activations, pooling and sums are none."""
+
+
+def _paper_convolution(call: Call) -> int:
+    bias = int(call.module.bias is not None)
+    return call.output.numel() * (_convolution_taps(call.module) + bias)
+
+
+def _paper_linear(call: Call) -> int:
+    assert isinstance(call.module, nn.Linear)
+    if call.in_block:
+        return call.output.numel() * (call.module.in_features + int(call.module.bias is not None))
+    return call.output.numel() * (2 * call.module.in_features - 1)
+
+
+def _paper_max_pool(call: Call) -> int:
+    assert isinstance(call.module, nn.MaxPool2d)
+    height, width = _pair(call.module.kernel_size)
+    return call.output.numel() * height * width
+
+
+def _paper_average_pool(call: Call) -> int:
+    return call.inputs[0].numel() + call.output.numel()
+
+
+def _paper_non_local(call: Call) -> int:
+    """The 2x2 max-pool of the input, of which every window has four taps."""
+    assert isinstance(call.module, NonLocal)
+    return call.inputs[0].numel() if call.module.config.sub_sample != "none" else 0
+
+
+def _paper_context(call: Call) -> int:
+    """The product of the map with the features, or the average pool."""
+    assert isinstance(call.module, ContextBlock)
+    x = call.inputs[0]
+    return x.numel() + (0 if call.module.mask is not None else x.shape[0] * x.shape[1])
+
+
+PAPER_COUNTER: Counter = {
+    nn.Conv1d: _paper_convolution,
+    nn.Conv2d: _paper_convolution,
+    nn.Conv3d: _paper_convolution,
+    nn.Linear: _paper_linear,
+    nn.BatchNorm1d: lambda call: 4 * call.output.numel(),
+    nn.BatchNorm2d: lambda call: 4 * call.output.numel(),
+    nn.BatchNorm3d: lambda call: 4 * call.output.numel(),
+    nn.ReLU: lambda call: call.output.numel(),
+    nn.MaxPool2d: _paper_max_pool,
+    nn.AdaptiveAvgPool2d: _paper_average_pool,
+    PairwiseAttention: _pairwise,
+    NonLocal: _paper_non_local,
+    ContextBlock: _paper_context,
+}
+"""The counter that gives the "FLOPs (G)" of Tables 5, 7, 8, 9, 10 and 11, where a G is 2^30.
+
+Multiply-accumulates and biases of convolutions, 4 for each output of a batch norm, 1 of a ReLU, the taps of a max-pool,
+one more than the taps of an average pool, 2 in - 1 of a linear layer, and products as they are; a softmax, layer norm,
+sigmoid, sum or scale costs nothing.
+"""
+
+WITHOUT_MACS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.AdaptiveAvgPool2d,
+    nn.GroupNorm,
+    nn.Identity,
+    nn.LayerNorm,
+    nn.MaxPool2d,
+    nn.ReLU,
+)
+"""Modules known to have no products; they are reported with the rest that was not counted."""

@@ -1,0 +1,183 @@
+"""ResNet and ResNeXt with torchvision's parameter names, and attention blocks at any place of any residual block."""
+
+from collections.abc import Iterator
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nlprobe.blocks import build_block
+from nlprobe.models.config import LAYERS, ResNetConfig
+
+
+class ResidualBlock(nn.Module):
+    """What the two kinds of residual block share: the shortcut, and the three places where a block may stand.
+
+    `after_1x1` is the end of the residual branch (after its last norm, before the add), `after_add` the sum before the
+    ReLU, `after_block` the output. A place is None until a module is assigned to it.
+
+    Shapes: (B, C_in, H, W) -> (B, C, H / stride, W / stride).
+    """
+
+    expansion: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.downsample: nn.Module | None = None
+        self.after_1x1: nn.Module | None = None
+        self.after_add: nn.Module | None = None
+        self.after_block: nn.Module | None = None
+        self.relu = nn.ReLU(inplace=True)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The residual branch up to and with its last norm."""
+        raise NotImplementedError
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The norm at the end of the branch."""
+        raise NotImplementedError
+
+    def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c h_out w_out"]:
+        """The residual unit with whatever was inserted into it."""
+        out = self.branch(x)
+        if self.after_1x1 is not None:
+            out = self.after_1x1(out)
+        out += x if self.downsample is None else self.downsample(x)
+        if self.after_add is not None:
+            out = self.after_add(out)
+        out = self.relu(out)
+        if self.after_block is not None:
+            out = self.after_block(out)
+        return out
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions, as in ResNet-18 and 34."""
+
+    expansion = 1
+
+    def __init__(self, channels_in: int, planes: int, stride: int, config: ResNetConfig) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(channels_in, planes, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = _conv3x3(planes, planes)
+        self.bn2 = nn.BatchNorm2d(planes)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """conv1, norm, ReLU, conv2, norm."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(out))
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """`bn2`."""
+        return self.bn2
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3, 1x1 convolutions, as in ResNet-50 and deeper and in ResNeXt; the stride is on the 3x3."""
+
+    expansion = 4
+
+    def __init__(self, channels_in: int, planes: int, stride: int, config: ResNetConfig) -> None:
+        super().__init__()
+        inner = int(planes * config.base_width / 64) * config.groups
+        self.conv1 = _conv1x1(channels_in, inner)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = _conv3x3(inner, inner, stride, config.groups)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = _conv1x1(inner, planes * self.expansion)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """conv1, norm, ReLU, conv2, norm, ReLU, conv3, norm."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.bn3(self.conv3(out))
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """`bn3`."""
+        return self.bn3
+
+
+RESIDUAL_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+
+
+class ResNet(nn.Module):
+    """A residual network for classification.
+
+    Parameter names and initialisation are torchvision's: from one seed both give the same weights. The trunk is
+    initialised first and the inserted blocks after it, so networks that differ only in what is inserted have the same
+    trunk when built from the same seed.
+
+    Args:
+        config: Depth, widths, classes and insertions.
+    """
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        expansion = RESIDUAL_BLOCKS[config.block].expansion
+        channels = [width, *(width * 2**stage * expansion for stage in range(4))]
+        self.layer1 = _stage(config, channels[0], width, config.layers[0], stride=1)
+        self.layer2 = _stage(config, channels[1], width * 2, config.layers[1], stride=2)
+        self.layer3 = _stage(config, channels[2], width * 4, config.layers[2], stride=2)
+        self.layer4 = _stage(config, channels[3], width * 8, config.layers[3], stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels[4], config.classes)
+        self._initialise()
+        for insertion in config.insertions:
+            for index in config.indices(insertion):
+                width_here = config.channels(insertion.stage)
+                block = build_block(insertion.block.block, width_here, 2, insertion.block)
+                setattr(self.get_submodule(f"{LAYERS[insertion.stage]}.{index}"), insertion.place, block)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """Class logits of normalised images; any height and width from 32 up, better from 64 up."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, width, H/4, W/4)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)  # the last: (B, C, H/32, W/32)
+        return self.fc(self.avgpool(x).flatten(1))
+
+    def sites(self) -> list[str]:
+        """Every inserted block by its site, in the order of the forward pass, such as `layer3.4:after_add`."""
+        return self.config.sites()
+
+    def residual_blocks(self) -> Iterator[BasicBlock | Bottleneck]:
+        """The residual blocks in the order of the forward pass."""
+        for module in self.modules():
+            if isinstance(module, BasicBlock | Bottleneck):
+                yield module
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if self.config.zero_init_residual:
+            for block in self.residual_blocks():
+                nn.init.zeros_(block.last_norm.weight)
+
+
+def _stage(config: ResNetConfig, channels_in: int, planes: int, count: int, stride: int) -> nn.Sequential:
+    block = RESIDUAL_BLOCKS[config.block]
+    channels = planes * block.expansion
+    downsample = None
+    if stride != 1 or channels_in != channels:
+        downsample = nn.Sequential(_conv1x1(channels_in, channels, stride), nn.BatchNorm2d(channels))
+    first = block(channels_in, planes, stride, config)
+    first.downsample = downsample
+    return nn.Sequential(first, *(block(channels, planes, 1, config) for _ in range(count - 1)))
+
+
+def _conv1x1(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels, kernel_size=1, stride=stride, bias=False)
+
+
+def _conv3x3(channels_in: int, channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels, kernel_size=3, stride=stride, padding=1, groups=groups, bias=False)
