@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -63,17 +63,17 @@ class ContextConfig(BlockConfig):
             )
 
     @classmethod
-    def snl(cls) -> Self:
+    def snl(cls) -> "ContextConfig":
         """The simplified non-local block, eq. 3: attention pooling, one 1x1, add."""
         return cls("attention", "linear", reduction=1, activation=False, norm="none", fusion="add")
 
     @classmethod
-    def gc(cls, reduction: int = 16) -> Self:
+    def gc(cls, reduction: int = 16) -> "ContextConfig":
         """The global context block, eq. 5: attention pooling, bottleneck with layer norm, add."""
         return cls("attention", "bottleneck", reduction=reduction, activation=True, norm="layer", fusion="add")
 
     @classmethod
-    def se_with_ln(cls, reduction: int = 16) -> Self:
+    def se_with_ln(cls, reduction: int = 16) -> "ContextConfig":
         """The squeeze-excitation block with layer norm: average pooling, bottleneck, scale."""
         return cls("average", "bottleneck", reduction=reduction, activation=True, norm="layer", fusion="scale")
 

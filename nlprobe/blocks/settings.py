@@ -3,9 +3,11 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from nlprobe.errors import ConfigError
+
+Config = TypeVar("Config", bound="BlockConfig")
 
 
 class BlockConfig:
@@ -19,7 +21,7 @@ class BlockConfig:
         return {"block": self.block, **dataclasses.asdict(self)}  # type: ignore[call-overload]
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[Config], settings: Mapping[str, Any]) -> Config:
         """The inverse of `as_dict`; settings that are left out take their defaults.
 
         Raises:
