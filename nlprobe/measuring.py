@@ -138,7 +138,9 @@ def _measured(probe: Probe, label: str, kind: str, seed: int) -> Measured:
 
 def _null_model(probe: Probe, null: InitBlock, label: str, seed: int) -> Measured:
     kind = "init-block"
-    sites, frames, by_draw = [], [], {}
+    sites: list[SiteSummary] = []
+    frames: list[pd.DataFrame] = []
+    by_draw: dict[int, list[pd.DataFrame]] = {}
     for site in probe.sites:
         summaries = []
         for draw in null.draws(site.name):

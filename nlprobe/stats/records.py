@@ -68,4 +68,5 @@ def to_frame(records: Sequence[dict[str, object]]) -> pd.DataFrame:
 
 def empty_record() -> dict[str, object]:
     """A record whose values are all absent."""
-    return dict.fromkeys(VALUE_COLUMNS, math.nan) | {"by_construction": False}
+    record: dict[str, object] = dict.fromkeys(VALUE_COLUMNS, math.nan)
+    return record | {"by_construction": False}

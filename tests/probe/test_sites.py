@@ -40,7 +40,7 @@ def test_sites_are_chosen_by_glob_list_or_predicate() -> None:
 
 
 def test_an_unknown_site_is_refused_with_close_names() -> None:
-    with pytest.raises(ConfigError, match="did you mean `layer3.0:after_add`"):
+    with pytest.raises(ConfigError, match=r"did you mean `layer3\.0:after_add`"):
         find_sites(network(), "layer3.0:after_ad")
     with pytest.raises(ConfigError, match="chose no site"):
         find_sites(network(), lambda site: False)

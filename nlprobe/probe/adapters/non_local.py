@@ -130,11 +130,11 @@ def _output_transform(block: NonLocal, context: Tensor) -> Tensor:
     norm = block.norm
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         return rows
-    batch_statistics = norm.training or norm.running_mean is None
-    mean = None if batch_statistics else at_least_single(norm.running_mean)
-    variance = None if batch_statistics else at_least_single(norm.running_var)
     weight, bias = at_least_single(norm.weight), at_least_single(norm.bias)
-    return F.batch_norm(rows, mean, variance, weight, bias, training=batch_statistics, eps=norm.eps)
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return F.batch_norm(rows, None, None, weight, bias, training=True, eps=norm.eps)
+    mean, variance = at_least_single(norm.running_mean), at_least_single(norm.running_var)
+    return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=norm.eps)
 
 
 def _pool_kernel(dimension: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -78,6 +78,7 @@ Capture = PairwiseCapture | SingleMapCapture
 Deliver = Callable[[Capture], None]
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """Knows one kind of attention module."""
 
