@@ -50,8 +50,8 @@ def draw_distances(summaries: Sequence[SiteSummary], *, width: float = COLUMN_WI
             own = [summary for summary in summaries if (summary.model, summary.site) == (model, site)]
             _draw_panel(axes, own, kinds, logarithmic)
             axes.set_title(f"{model}  ·  {site}", loc="left")
-        grid[-1, 0].set_xticks(range(len(QUANTITIES)), QUANTITIES)
             axes.set_ylabel("cosine distance")
+        grid[-1, 0].set_xticks(range(len(QUANTITIES)), QUANTITIES)
         handles, labels = grid[0, 0].get_legend_handles_labels()
         if len(kinds) > 1:
             figure.legend(handles, labels, loc="lower center", ncols=len(kinds), frameon=False, handletextpad=0.3)
@@ -99,12 +99,13 @@ def _draw_panel(axes: Axes, summaries: Sequence[SiteSummary], kinds: Sequence[st
         offset = 0.22 * (place - (len(kinds) - 1) / 2)
         for summary in summaries:
             if summary.kind == kind:
-                _draw_kind(axes, summary, offset)
+                _draw_kind(axes, summary, offset, logarithmic)
 
 
-def _draw_kind(axes: Axes, summary: SiteSummary, offset: float) -> None:
+def _draw_kind(axes: Axes, summary: SiteSummary, offset: float, logarithmic: bool) -> None:
     colour = KIND_COLOURS[summary.kind]
-    drawn = {name: e for name, e in summary.quantities.items() if not (e.by_construction or math.isnan(e.mean))}
+    texts = {name: text for name, e in summary.quantities.items() if (text := _without_place(e, logarithmic))}
+    drawn = {name: estimate for name, estimate in summary.quantities.items() if name not in texts}
     positions = [QUANTITIES.index(name) + offset for name in drawn]
     axes.errorbar(
         positions,
@@ -119,18 +120,26 @@ def _draw_kind(axes: Axes, summary: SiteSummary, offset: float) -> None:
         capsize=1.5,
         label=KIND_NAMES[summary.kind],
     )
-    for name, estimate in summary.quantities.items():
-        if name not in drawn:
-            axes.annotate(
-                "0 by constr." if estimate.by_construction else "undef.",
-                (QUANTITIES.index(name) + offset, 0.02),
-                xycoords=("data", "axes fraction"),
-                ha="center",
-                va="bottom",
-                rotation=90,
-                fontsize=5.5,
-                color=colour,
-            )
+    for name, text in texts.items():
+        axes.annotate(
+            text,
+            (QUANTITIES.index(name) + offset, 0.02),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="bottom",
+            rotation=90,
+            fontsize=5.5,
+            color=colour,
+        )
+
+
+def _without_place(estimate: Estimate, logarithmic: bool) -> str:
+    """What is written at the foot for a distance that the axis has no place for; empty where it has one."""
+    if estimate.by_construction:
+        return "0 by constr."
+    if math.isnan(estimate.mean):
+        return "undef."
+    return "0" if logarithmic and estimate.mean <= 0 else ""
 
 
 def _reach(estimate: Estimate) -> tuple[float, float]:
