@@ -120,9 +120,9 @@ class _Observer(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = func.overloadpacket.__name__
+        name = func.overloadpacket.__name__.strip("_")
         if not (self.depth_known or func.is_view or name in _MOVES):
-            is_product = name in _PRODUCTS or name.startswith("_scaled_dot_product")
+            is_product = name in _PRODUCTS or name.startswith("scaled_dot_product")
             if is_product and not self.depth_blocks:
                 self.missed_products.add(name)
             if not (is_product and self.depth_blocks):
@@ -131,7 +131,7 @@ class _Observer(TorchDispatchMode):
 
 
 _BLOCKS = (NonLocal, ContextBlock, PairwiseAttention)
-_MOVES = {"_to_copy", "_unsafe_view", "clone", "copy_", "empty", "new_empty"}
+_MOVES = {"clone", "copy", "empty", "new_empty", "to_copy", "unsafe_view"}
 _PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "convolution", "dot", "linear", "mm", "mv", "vdot"}
 
 
