@@ -10,6 +10,9 @@ import pandas as pd
 from nlprobe.stats.intervals import Estimate, bootstrap_mean
 from nlprobe.stats.records import ACCOMPANYING, QUANTITIES
 
+UNDEFINED_AT_TIMES = ("shared", "mean_map_error")
+"""Columns that always apply where they stand: without a value they are undefined, and not absent."""
+
 KINDS = ("trained", "init-block", "init-all")
 
 
@@ -96,7 +99,7 @@ def summarise(
         fixed = bool(rows["by_construction"].all())
         quantities[quantity] = Estimate(estimate.mean, estimate.low, estimate.high, estimate.n, fixed)
         for column in ACCOMPANYING[quantity]:
-            if rows[column].isna().all():
+            if rows[column].isna().all() and (fixed or column not in UNDEFINED_AT_TIMES):
                 continue
             name = f"centred_{quantity}" if column == "centred_dist" else column
             columns[name] = bootstrap_mean(per_image(frame, quantity, column).to_numpy(), seed=seed)
