@@ -216,11 +216,15 @@ def _blocks(maps: AttentionMaps, difference: bool, percentile: float, width: flo
 
 
 def _layout(aspect: float, panels: int, width: float) -> tuple[int, tuple[float, float]]:
-    """Panels on a line, and a panel's width and height: at least `LOWEST` high if that can be, at most `TALLEST`."""
+    """How many panels go on a line, and a photograph's width and height.
+
+    A line has as many panels as leave the photograph at least `LOWEST` high and its title room; none is higher than
+    `TALLEST`.
+    """
     for lines in range(1, panels + 1):
         columns = math.ceil(panels / lines)
         panel = (width - BAR - BAR_LABELS) / columns - GAP
-        if panel * aspect >= LOWEST:
+        if panel * aspect >= LOWEST and panel >= NARROWEST:
             break
     height = min(panel * aspect, TALLEST)
     return columns, (height / aspect, height)

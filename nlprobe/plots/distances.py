@@ -57,7 +57,7 @@ def draw_distances(summaries: Sequence[SiteSummary], *, width: float = COLUMN_WI
             figure.legend(handles, labels, loc="lower center", ncols=len(kinds), frameon=False, handletextpad=0.3)
         below = 0.42 if len(kinds) > 1 else 0.25
         figure.subplots_adjust(
-            left=0.52 / width, right=1 - 0.05 / width, bottom=below / height, top=1 - 0.2 / height, hspace=0.3
+            left=0.6 / width, right=1 - 0.05 / width, bottom=below / height, top=1 - 0.2 / height, hspace=0.3
         )
     return figure
 
@@ -86,7 +86,7 @@ def distance_data(summaries: Sequence[SiteSummary]) -> pd.DataFrame:
 def _draw_panel(axes: Axes, summaries: Sequence[SiteSummary], kinds: Sequence[str], logarithmic: bool) -> None:
     if logarithmic:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e−")))
+        axes.yaxis.set_major_formatter(FuncFormatter(_power))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(bottom=0)
@@ -100,6 +100,10 @@ def _draw_panel(axes: Axes, summaries: Sequence[SiteSummary], kinds: Sequence[st
         for summary in summaries:
             if summary.kind == kind:
                 _draw_kind(axes, summary, offset, logarithmic)
+
+
+def _power(value: float, _: object) -> str:
+    return f"{value:g}" if value > 5e-3 else f"{value:.0e}".replace("e-0", "e-").replace("-", "−")
 
 
 def _draw_kind(axes: Axes, summary: SiteSummary, offset: float, logarithmic: bool) -> None:

@@ -1,0 +1,129 @@
+"""The table of distances."""
+
+import csv
+import io
+import math
+
+import pytest
+
+from nlprobe.stats.intervals import Estimate
+from nlprobe.stats.records import QUANTITIES
+from nlprobe.stats.summary import SiteSummary
+from nlprobe.tables import PaperRow, distance_table
+
+NAN = math.nan
+
+
+def summary(
+    model: str = "net",
+    kind: str = "trained",
+    site: str = "layer3.4:after_add",
+    *,
+    energy: bool = False,
+    **quantities: Estimate,
+) -> SiteSummary:
+    """A summary whose distances are 0.1, 0.2, … unless given."""
+    default = {name: Estimate(0.1 * (i + 1), 0.1 * i, 0.1 * (i + 2), 50) for i, name in enumerate(QUANTITIES)}
+    return SiteSummary(
+        model=model,
+        kind=kind,
+        site=site,
+        block="non_local",
+        settings={},
+        quantities={**default, **quantities},
+        columns={"entropy": Estimate(0.9, 0.8, 0.95, 50), "n_eff": Estimate(101.23, 99.0, 103.0, 50)},
+        energy={"constant": 0.2, "context": 0.7, "pairwise_part": 0.1} if energy else {},
+        n_queries=(196, 196),
+        n_keys=(49, 49),
+    )
+
+
+def lines(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+def test_the_columns_are_the_papers_then_what_goes_beside() -> None:
+    header = next(line for line in lines(distance_table([summary()]).render()) if "input" in line)
+    assert header == [*QUANTITIES, "entropy", "n_eff", "images"]
+
+
+def test_the_data_hold_every_column_in_a_fixed_order() -> None:
+    (header, *_) = csv.reader(io.StringIO(distance_table([summary()]).render("csv")))
+    plain = [name for name in header if not name.endswith(("_low", "_high", "_n"))]
+    assert plain == [
+        "model", "kind", "site", *QUANTITIES,
+        "entropy", "n_eff", "shared", "logit_std", "update", "mean_map_error", "n",
+    ]  # fmt: skip
+
+
+def test_null_models_and_the_papers_cells_stand_below_their_network() -> None:
+    paper = {"a": PaperRow("Table 3", {"input": "0.301", "att": "0.115"})}
+    kinds = ("trained", "init-block", "init-all")
+    table = distance_table([*(summary("a", kind) for kind in kinds), summary("b")], paper, draws=3)
+    labels = [(row.cells[0].value, row.child) for row in table.rows]
+    assert labels == [
+        ("a", False),
+        ("init-block (3 draws)", True),
+        ("at initialisation", True),
+        ("paper, Table 3", True),
+        ("b", False),
+    ]
+    text = table.render()
+    assert ["paper,", "Table", "3", "0.301", "-", "-", "-", "0.115", "-", "-", "-", "-"] in lines(text)
+    assert "its intervals are the range over the draws" in text
+    assert "the whole network before training" in text
+
+
+def test_undefined_is_never_printed_as_zero() -> None:
+    table = distance_table([summary(output=Estimate(NAN, NAN, NAN, 0))])
+    assert ["net", "0.100", "0.200", "0.300", "0.400", "0.500", "undef.", "0.900", "101.2", "50"] in lines(
+        table.render()
+    )
+    assert "no row has a direction" in table.render()
+    assert "0.000" not in table.render()
+    assert table.records()[0]["output"] is None
+
+
+def test_what_the_formula_fixes_is_marked() -> None:
+    fixed = Estimate(0.0, NAN, NAN, 50, by_construction=True)
+    table = distance_table([summary(att=fixed, output=fixed)])
+    for format in ("table", "tex", "md"):
+        assert table.render(format).count("0 (by construction)") == 2
+    record = table.records()[0]
+    assert (record["att"], record["att_note"]) == (0.0, "0 (by construction)")
+
+
+def test_a_quantity_that_the_block_does_not_have_is_a_dash() -> None:
+    bare = SiteSummary("gc", "trained", "s", "context", {}, {"input": Estimate(0.3, 0.2, 0.4, 9)}, {})
+    table = distance_table([summary(), bare])
+    assert ["gc", "s", "0.300", "-", "-", "-", "-", "-", "-", "-", "9"] in lines(table.render())
+    assert "key" not in table.records()[1]
+
+
+def test_several_sites_are_named_and_one_goes_into_the_notes() -> None:
+    one = distance_table([summary()]).render()
+    assert "Site: layer3.4:after_add." in one
+    two = distance_table([summary(), summary(site="layer4.0:after_add")]).render()
+    assert "Site:" not in two
+    assert "layer4.0:after_add" in two
+
+
+def test_the_energy_shares_are_there_when_they_were_measured() -> None:
+    assert "output energy" in distance_table([summary(energy=True)]).render()
+    assert "output energy" not in distance_table([summary()]).render()
+
+
+def test_the_number_of_positions_is_stated() -> None:
+    assert "196 queries and 49 keys per image." in distance_table([summary()]).render()
+
+
+@pytest.mark.parametrize("n", [1, 50])
+def test_an_interval_is_printed_only_where_there_is_one(n: int) -> None:
+    quantities = {name: Estimate(0.3, NAN, NAN, 1) if n == 1 else Estimate(0.3, 0.2, 0.4, n) for name in QUANTITIES}
+    one = SiteSummary("net", "trained", "s", "non_local", {}, quantities, {})
+    assert (".200–.400" in distance_table([one]).render()) == (n > 1)
+    assert ("bootstrap" in distance_table([one]).render()) == (n > 1)
+
+
+def test_no_summaries_make_an_empty_table() -> None:
+    assert distance_table([]).rows == ()
