@@ -1,4 +1,4 @@
-"""The average cosine distance of a set of rows, and what else one pass over the rows gives."""
+"""The average cosine distance of a set of rows, and what else the same pass over the rows gives."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,10 +7,13 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from nlprobe.stats.streaming import BLOCK_ELEMENTS, kernel, require_finite, spans, wide
+from nlprobe.stats.streaming import block_elements, kernel, require_finite, spans, wide
 
 REFINE_BELOW = 1e-8
-"""Where a distance, or the ratio spread/energy, is smaller, `1 − ‖mean‖²` has lost digits in float64: shift and redo."""
+"""Where a distance or spread/energy is smaller, `1 − ‖mean‖²` has lost digits even in float64: redo from residuals."""
+
+_SMALLEST_NORM = 1e-300
+"""Any row that is not zero is longer; the reciprocal, times a zero row, is still zero."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class RowStatistics:
         zero_rows: How many rows are zero and so have no direction.
         mean: mean_i v_i.
         energy: mean_i ‖v_i‖².
-        spread: mean_i ‖v_i − mean‖², from the residuals; √(spread/energy) is `mean_map_error`.
+        spread: mean_i ‖v_i − mean‖², from the residuals where it is small; √(spread/energy) is `mean_map_error`.
     """
 
     avg_dist: Float64[Tensor, "*batch"]
@@ -32,14 +35,16 @@ class RowStatistics:
     spread: Float64[Tensor, "*batch"]
 
 
+@kernel
 def avg_dist(v: Float[Tensor, "*batch n c"]) -> Float64[Tensor, "*batch"]:
     """Average cosine distance between the rows of v, every row with every row and itself (section 3.3).
 
-    avg_dist = 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 = ½ mean_i ‖v̂_i − m‖², v̂_i = v_i/‖v_i‖, m = mean_i v̂_i.
+    avg_dist = 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 = ½ (1 − ‖m‖²) = ½ mean_i ‖v̂_i − m‖², v̂_i = v_i/‖v_i‖, m = mean_i v̂_i.
 
-    O(N·C), streamed in blocks that fit the cache, in float64: the relative error is below 1e-5 down to a distance of
-    1e-9 and beyond. Rows may be contiguous, or the transposed view of a (C, N) tensor (`x.flatten(2).mT`), which is not
-    copied. Zero rows have no direction and are left out; if all rows are zero the distance is NaN.
+    O(N·C) and O(N + C) memory: float64, in blocks that fit the cache, by the second form, and by the third only where
+    that is below `REFINE_BELOW`; the relative error stays under 1e-5 down to a distance of 1e-9 and beyond. Rows may be
+    contiguous, or the transposed view of a (C, N) tensor (`x.flatten(2).mT`), which is not copied. Zero rows have no
+    direction and are left out; if all rows are zero the distance is NaN.
 
     Args:
         v: Sets of N rows with C columns; half precision is widened first.
@@ -50,15 +55,18 @@ def avg_dist(v: Float[Tensor, "*batch n c"]) -> Float64[Tensor, "*batch"]:
     Raises:
         NlprobeError: v holds NaN or infinity.
     """
-    return row_statistics(v).avg_dist
+    sets = _as_sets(v)
+    moments = _moments(sets, with_rows=False)
+    _refuse_non_finite(v, moments)
+    return _distance(sets, moments).reshape(v.shape[:-2])
 
 
 @kernel
 def row_statistics(v: Float[Tensor, "*batch n c"]) -> RowStatistics:
     """The average cosine distance of the rows of v, with their mean, energy and spread: see `RowStatistics`.
 
-    One pass in float64; a second one, over rows shifted by the means that the first found, only for sets whose distance
-    or spread/energy is so small (`REFINE_BELOW`) that the first has lost digits. O(N·C), memory O(C).
+    As `avg_dist`, whose pass gives the other sums too; the spread is redone from residuals where spread/energy is below
+    `REFINE_BELOW`. O(N·C), memory O(N + C).
 
     Args:
         v: Sets of N rows with C columns, in any layout; half precision is widened first.
@@ -67,30 +75,43 @@ def row_statistics(v: Float[Tensor, "*batch n c"]) -> RowStatistics:
         NlprobeError: v holds NaN or infinity.
     """
     sets = _as_sets(v)
-    scale = _scale(sets)
-    moments = _moments(sets, scale)
-    if not bool(torch.isfinite(moments.energy).all()):
-        require_finite(v=v)
-    distance, spread = moments.distance(), moments.spread()
-    small = (distance < REFINE_BELOW) | (spread < REFINE_BELOW * moments.energy)
-    if bool(small.any()):
-        residual_distance, residual_spread = _residuals(sets, scale, moments, small)
-        distance = torch.where(small, residual_distance, distance)
-        spread = torch.where(small, residual_spread, spread)
-    batch = v.shape[:-2]
+    moments = _moments(sets, with_rows=True)
+    _refuse_non_finite(v, moments)
+    batch, square = v.shape[:-2], moments.scale.square()
     return RowStatistics(
-        avg_dist=distance.reshape(batch),
-        zero_rows=(sets.shape[2] - moments.count).long().reshape(batch),
-        mean=(moments.mean * scale.unsqueeze(-1)).reshape(*batch, v.shape[-1]),
-        energy=(moments.energy * scale.square()).reshape(batch),
-        spread=(spread * scale.square()).reshape(batch),
+        avg_dist=_distance(sets, moments).reshape(batch),
+        zero_rows=(~moments.present).sum(-1).reshape(batch),
+        mean=(moments.mean * moments.scale.unsqueeze(-1)).reshape(*batch, v.shape[-1]),
+        energy=(moments.energy * square).reshape(batch),
+        spread=(_spread(sets, moments) * square).reshape(batch),
     )
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Sums over the n rows of each of s sets, in float64.
+
+    Rows of float64 input are divided by their largest entry, because squares of them over- and underflow; `size` is
+    that entry relative to `scale`, the largest of the set. All other input has size and scale 1.
+    """
+
+    scale: Tensor  # (s,)
+    size: Tensor  # (s, n)
+    norms: Tensor  # (s, n), of the rows so divided, and no smaller than _SMALLEST_NORM
+    direction: Tensor  # (s, c): mean unit row of the rows that are not zero
+    mean: Tensor  # (s, c), divided by scale; of no meaning unless asked for
+    energy: Tensor  # (s,), divided by scale²
+
+    @property
+    def present(self) -> Tensor:
+        return self.norms > _SMALLEST_NORM
 
 
 def _as_sets(v: Tensor) -> Tensor:
     """View (*batch, n, c) as (a, h, n, c), without copying where the layout is one that models produce.
 
-    h > 1 where the last batch dimension (heads, transposed to the front) does not merge with those before it.
+    h > 1 where the last batch dimension (heads, transposed to the front) does not merge with those before it. The set
+    (a, h) has the index a·h_total + h.
     """
     n, c = v.shape[-2:]
     if v.numel() == 0:
@@ -101,107 +122,127 @@ def _as_sets(v: Tensor) -> Tensor:
         return v.reshape(-1, *v.shape[-3:])
 
 
-def _scale(sets: Tensor) -> Tensor:
-    """What each set is divided by, (a, h): squares of float64 input over- and underflow unless its size is about 1."""
-    ones = wide(sets.new_ones(sets.shape[:2]))
-    if sets.dtype != torch.float64 or sets.numel() == 0:
-        return ones
-    largest = torch.maximum(sets.amax((-2, -1)), -sets.amin((-2, -1)))
-    return torch.where(largest > 0, largest, ones)
+def _blocks(sets: Tensor, wanted: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Walk over the sets in float64 blocks (g, r, c) that fit the cache, in the layout that the sets have.
 
-
-@dataclass(frozen=True)
-class _Block:
-    """The same range of r rows of g sets, in float64.
-
-    Rows of float64 input are divided by their largest entry; `size` puts that back, relative to the set's scale.
+    A block is several small sets, or a range of rows of one large set; which sets and which rows come first. With it
+    comes spare room of the same shape and layout, because memory taken anew for each block is cleared each time by the
+    operating system. The next block overwrites both.
     """
-
-    rows: Tensor  # (g, r, c)
-    inverse_norm: Tensor  # (g, r), 0 for zero rows
-    size: Tensor  # (g, r)
-    energy: Tensor  # (g,)
-
-
-def _blocks(sets: Tensor, scale: Tensor, wanted: Tensor | None = None) -> Iterator[tuple[tuple[slice, slice], _Block]]:
-    """Walk over the sets in blocks that fit the cache: several small sets, or a range of rows of one large set."""
     images, heads, n, c = sets.shape
     transposed = sets.stride(-2) == 1 and sets.stride(-1) != 1
-    buffer = scale.new_empty(max(BLOCK_ELEMENTS, c))
-    fitting = max(1, BLOCK_ELEMENTS // max(1, n * c))
+    room = block_elements(sets.device)
+    buffers = wide(sets.new_empty(0)).new_empty(2, max(room, c))
+    fitting = max(1, room // max(1, n * c))
     for image_span in spans(images, fitting // max(1, heads)):
         for head_span in spans(heads, fitting):
-            at = image_span, head_span
+            first = image_span.start * heads + head_span.start
+            at = slice(first, first + (image_span.stop - image_span.start) * (head_span.stop - head_span.start))
             if wanted is not None and not bool(wanted[at].any()):
                 continue
-            for row_span in spans(n, BLOCK_ELEMENTS // max(1, c)):
+            for row_span in spans(n, room // max(1, c)):
                 source = sets[image_span, head_span, row_span]
-                a, h, r, _ = source.shape
-                flat = buffer[: source.numel()]
-                rows = flat.view(a, h, c, r).mT if transposed else flat.view(a, h, r, c)
+                shape = source.mT.shape if transposed else source.shape
+                rows, spare = (buffer[: source.numel()].view(shape) for buffer in buffers)
+                if transposed:
+                    rows, spare = rows.mT, spare.mT
                 rows.copy_(source)
-                yield at, _block(rows.flatten(0, 1), sets.dtype, scale[at].reshape(-1, 1))
+                yield at, row_span, rows.flatten(0, 1), spare.flatten(0, 1)
 
 
-def _block(rows: Tensor, dtype: torch.dtype, scale: Tensor) -> _Block:
-    if dtype == torch.float64:
-        largest = torch.linalg.vector_norm(rows, ord=torch.inf, dim=-1)
-        rows.div_(torch.where(largest > 0, largest, 1.0).unsqueeze(-1))
-        size = largest / scale
-    else:
-        size = rows.new_ones(rows.shape[:2])
-    norm = torch.linalg.vector_norm(rows, dim=-1)
-    inverse = torch.where(norm > 0, norm.reciprocal(), 0.0)
-    return _Block(rows, inverse, size, (norm * size).square().sum(-1))
+def _moments(sets: Tensor, with_rows: bool) -> _Moments:
+    double = sets.dtype == torch.float64
+    n, c = sets.shape[-2:]
+    size = wide(sets.new_ones(sets.shape[:2].numel(), n))
+    scale = _largest(sets) if double else wide(sets.new_ones(size.shape[0]))
+    norms = torch.empty_like(size)
+    weights = size.unsqueeze(1).repeat(1, 1 + with_rows, 1)
+    sums = size.new_zeros(size.shape[0], 1 + with_rows, c)
+    for at, row_span, rows, spare in _blocks(sets):
+        weight, norm = weights[at, :, row_span], norms[at, row_span]
+        if double:
+            size[at, row_span] = _divide_by_largest(rows) / scale[at].unsqueeze(-1)
+            weight[:, 1:] = size[at, row_span].unsqueeze(1)
+        _norms(rows, spare, norm)
+        torch.reciprocal(norm, out=weight[:, 0])
+        sums[at].baddbmm_(weight, rows)
+    count = (norms > _SMALLEST_NORM).sum(-1, keepdim=True)
+    return _Moments(
+        scale=scale,
+        size=size,
+        norms=norms,
+        direction=sums[:, 0] / count,
+        mean=sums[:, -1] / n,
+        energy=(norms * size).square().sum(-1) / n,
+    )
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Means over the rows of each set: of the unit rows, of the rows and of their squared norms; and the rows counted."""
-
-    direction: Tensor  # (a, h, c)
-    mean: Tensor  # (a, h, c)
-    energy: Tensor  # (a, h)
-    count: Tensor  # (a, h): rows that are not zero
-
-    def distance(self) -> Tensor:
-        return (0.5 * (1 - self.direction.square().sum(-1))).clamp_min(0)
-
-    def spread(self) -> Tensor:
-        return (self.energy - self.mean.square().sum(-1)).clamp_min(0)
+def _distance(sets: Tensor, moments: _Moments) -> Tensor:
+    distance = (0.5 * (1 - moments.direction.square().sum(-1))).clamp_min(0)
+    small = distance < REFINE_BELOW
+    if not bool(small.any()):
+        return distance
+    present = moments.present.to(distance.dtype)
+    residual = _variance(sets, moments.norms.reciprocal(), present, moments.direction, small)
+    return torch.where(small, 0.5 * residual, distance)
 
 
-def _moments(sets: Tensor, scale: Tensor) -> _Moments:
-    sums = scale.new_zeros(*scale.shape, 2, sets.shape[-1])
-    energy, count = torch.zeros_like(scale), torch.zeros_like(scale)
-    for at, block in _blocks(sets, scale):
-        weights = torch.stack((block.inverse_norm, block.size), dim=-2)
-        sums[at] += (weights @ block.rows).view_as(sums[at])
-        energy[at] += block.energy.view_as(energy[at])
-        count[at] += (block.inverse_norm > 0).sum(-1).view_as(count[at])
-    n = sets.shape[2]
-    return _Moments(sums[:, :, 0] / count.unsqueeze(-1), sums[:, :, 1] / n, energy / n, count)
+def _spread(sets: Tensor, moments: _Moments) -> Tensor:
+    spread = (moments.energy - moments.mean.square().sum(-1)).clamp_min(0)
+    small = spread < REFINE_BELOW * moments.energy
+    if not bool(small.any()):
+        return spread
+    everything = torch.ones_like(moments.size)
+    return torch.where(small, _variance(sets, moments.size, everything, moments.mean, small), spread)
 
 
-def _residuals(sets: Tensor, scale: Tensor, moments: _Moments, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance and spread of the wanted sets from v̂_i − m and v_i − mean: nothing cancels.
+def _variance(sets: Tensor, weight: Tensor, present: Tensor, centre: Tensor, wanted: Tensor) -> Tensor:
+    """Variance of weight_i v_i over the rows that are present, from its residuals to an approximate mean.
 
-    m and the mean carry rounding errors of their own; ‖mean of the residuals‖² takes them out again.
+    mean ‖weight_i v_i − centre‖² − ‖mean (weight_i v_i − centre)‖²: the second term removes the centre's rounding.
     """
-    squares = scale.new_zeros(*scale.shape, 2)
-    sums = scale.new_zeros(*scale.shape, 2, sets.shape[-1])
-    for at, block in _blocks(sets, scale, wanted):
-        present = (block.inverse_norm > 0).to(block.rows.dtype)
-        for which, (weight, presence, centre) in enumerate(
-            (
-                (block.inverse_norm, present, moments.direction[at]),
-                (block.size, torch.ones_like(present), moments.mean[at]),
-            )
-        ):
-            centre = centre.flatten(0, 1).unsqueeze(-2)
-            residual = torch.mul(block.rows, weight.unsqueeze(-1)).addcmul_(presence.unsqueeze(-1), centre, value=-1)
-            squares[(*at, which)] += residual.square().sum((-2, -1)).view_as(squares[(*at, which)])
-            sums[(*at, which)] += residual.sum(-2).view_as(sums[(*at, which)])
-    rows = torch.stack((moments.count, torch.full_like(moments.count, sets.shape[2])), dim=-1)
-    variance = squares / rows - (sums / rows.unsqueeze(-1)).square().sum(-1)
-    return 0.5 * variance[..., 0].clamp_min(0), variance[..., 1].clamp_min(0)
+    squares, sums = torch.zeros_like(weight), torch.zeros_like(centre).unsqueeze(1)
+    origin = -centre.unsqueeze(1)
+    for at, row_span, rows, spare in _blocks(sets, wanted):
+        if sets.dtype == torch.float64:
+            _divide_by_largest(rows)
+        residual = torch.addcmul(origin[at], rows, weight[at, row_span].unsqueeze(-1), out=spare)
+        _norms(residual, rows, squares[at, row_span])
+        sums[at].baddbmm_(present[at, row_span].unsqueeze(1), residual)
+    count = present.sum(-1)
+    mean_square = (squares.square() * present).sum(-1) / count
+    return (mean_square - (sums.squeeze(1) / count.unsqueeze(-1)).square().sum(-1)).clamp_min(0)
+
+
+def _norms(rows: Tensor, spare: Tensor, out: Tensor) -> None:
+    """The norms of rows, no smaller than _SMALLEST_NORM, into `out`."""
+    if rows.stride(-1) == 1:
+        torch.linalg.vector_norm(rows, dim=-1, out=out)
+    else:
+        # a reduction over a strided dimension is not vectorised, a product with ones is
+        torch.mul(rows, rows, out=spare)
+        ones = rows.new_ones(1, 1, rows.shape[-1]).expand(rows.shape[0], -1, -1)
+        torch.bmm(ones, spare.mT, out=out.unsqueeze(1))
+        out.sqrt_()
+    out.clamp_min_(_SMALLEST_NORM)
+
+
+def _largest(sets: Tensor) -> Tensor:
+    """Largest magnitude of each set, 1 where that is zero."""
+    if sets.numel() == 0:
+        return sets.new_ones(sets.shape[:2]).flatten()
+    largest = torch.maximum(sets.amax((-2, -1)), -sets.amin((-2, -1))).flatten()
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def _divide_by_largest(rows: Tensor) -> Tensor:
+    """Divide each row in place by its largest magnitude, which is returned; a zero row stays."""
+    largest = torch.maximum(rows.amax(-1), -rows.amin(-1))
+    rows.div_(torch.where(largest > 0, largest, 1.0).unsqueeze(-1))
+    return largest
+
+
+def _refuse_non_finite(v: Tensor, moments: _Moments) -> None:
+    # the sums of finite float32 cannot overflow here: one look at them tells, and the input is searched only then
+    if not bool(torch.isfinite(moments.energy).all()):
+        require_finite(v=v)

@@ -1,6 +1,7 @@
-"""What every kernel shares: no gradients, no autocast, float64 sums, blocks that fit the cache, and loud non-finite input."""
+"""What every kernel shares: no gradients, no autocast, float64, blocks that fit the cache, loud non-finite input."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
@@ -11,9 +12,6 @@ from nlprobe.errors import NlprobeError
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
-
-BLOCK_ELEMENTS = 1 << 18
-"""Elements of one float64 block: 2 MiB, half of two cores' L2 cache, so that the next pass over a block finds it there."""
 
 
 def kernel(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
@@ -51,13 +49,21 @@ def require_finite(**tensors: Tensor) -> None:
         if not torch.isfinite(tensor).all():
             raise NlprobeError(
                 f"`{name}` of shape {tuple(tensor.shape)} holds NaN or infinity",
-                "look at what the model computed there: diverged weights, an overflow in half precision, or a bad input",
+                "look at what the model computed there: diverged weights, overflow in half precision, or a bad input",
             )
+
+
+def block_elements(device: torch.device) -> int:
+    """How many float64 numbers a block may have so that the next pass over it still finds it in the cache.
+
+    1 MiB for each thread, half of a usual core's L2; on an accelerator the launches cost more than the cache saves.
+    """
+    return torch.get_num_threads() << 17 if device.type in ("cpu", "mps") else 1 << 24
 
 
 def spans(total: int, step: int) -> Iterator[slice]:
     """Slices of at most `step` that cover `range(total)`, of nearly equal length."""
     pieces = max(1, -(-total // max(step, 1)))
     bounds = [total * piece // pieces for piece in range(pieces + 1)]
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         yield slice(start, stop)
