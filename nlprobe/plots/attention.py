@@ -51,15 +51,20 @@ class Scale:
         limit: Upper end, in units of the uniform weight.
         signed: Whether it reaches down to −limit, for maps with negative weights.
         percentile: Of which share of the weights `limit` is the bound; the rest is drawn in the last colour.
-        clipped: Whether any weight lies beyond.
+        largest: The largest size of a weight.
         of_uniform: Whether the weights of a map sum to 1, so that 1 is the weight of a uniform map.
     """
 
     limit: float
     signed: bool
     percentile: float
-    clipped: bool
+    largest: float
     of_uniform: bool
+
+    @property
+    def clipped(self) -> bool:
+        """Whether any weight lies beyond the limit."""
+        return self.largest > self.limit
 
     @property
     def norm(self) -> Normalize:
@@ -191,7 +196,7 @@ def _scale(weights: np.ndarray, signed: bool, percentile: float, softmax: bool, 
     size = np.abs(weights)
     limit = max(float(np.percentile(size, percentile)), least)
     limit = limit or float(size.max()) or 1.0
-    return Scale(limit, signed, percentile, bool(size.max() > limit), softmax)
+    return Scale(limit, signed, percentile, float(size.max()), softmax)
 
 
 def _blocks(maps: AttentionMaps, difference: bool, percentile: float, width: float) -> list[_Block]:
@@ -209,8 +214,11 @@ def _blocks(maps: AttentionMaps, difference: bool, percentile: float, width: flo
     blocks = [_Block(maps, panels, scale, _wrap(_note(maps, scale), room), columns, photo)]
     if difference:
         own = difference_scale(maps, percentile)
-        less = (None, *(_Panel(f"query {index + 1} − mean", uniform[index] - mean, (index,)) for index in every))
-        note = f"differences from the mean map, on a scale that is {own.limit / scale.limit:.2g} times the maps’ scale"
+        differences = [_Panel(f"query {index + 1} − mean", uniform[index] - mean, (index,)) for index in every]
+        # On one line, each stands below its query's map.
+        less = (None, *differences) if columns == len(panels) else tuple(differences)
+        share = f"on a scale that is {own.limit / scale.limit:.2g} times the maps’ scale" if own.largest else "all zero"
+        note = f"differences from the mean map, {share}"
         blocks.append(_Block(maps, less, own, _wrap(note, room), columns, photo))
     return blocks
 
@@ -234,7 +242,7 @@ def _note(maps: AttentionMaps, scale: Scale) -> str:
     parts = [text for text in (maps.label, maps.site, maps.image_id) if text]
     parts += [f"avg_dist of the maps {number(maps.avg_dist)}", f"keys {maps.grid[0]} × {maps.grid[1]}"]
     if scale.clipped:
-        parts.append(f"scale to the {scale.percentile:g}th percentile")
+        parts.append(f"scale to percentile {scale.percentile:g}, largest {scale.largest:.3g}")
     return "  ·  ".join(parts)
 
 
@@ -256,8 +264,9 @@ def _draw_block(figure: Figure, block: _Block, top: float, smooth: bool) -> None
             axes = add_axes(left, top - (line + 1) * (TITLE + height), width, height)
             _draw_panel(axes, block.maps, panel, block.scale, smooth)
     bottom = top - block.lines * (TITLE + height)
-    bar = min(top - TITLE - bottom, TALLEST)
-    _draw_bar(figure, add_axes(block.columns * (block.slot + GAP), top - TITLE - bar, BAR, bar), block)
+    # The bar begins below the panels' upper edge, so that a number at its end stays clear of the unit above it.
+    bar = min(top - TITLE - bottom, TALLEST) - GAP
+    _draw_bar(figure, add_axes(block.columns * (block.slot + GAP), top - TITLE - GAP - bar, BAR, bar), block)
     for line, text in enumerate(block.note):
         place = (MARGIN / total_width, (bottom - GAP - line * NOTE) / total_height)
         figure.text(*place, text, ha="left", va="top", fontsize=6, color="0.25")
@@ -341,4 +350,4 @@ def _draw_bar(figure: Figure, axes: Axes, block: _Block) -> None:
     bar.locator = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10])
     bar.formatter = FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−"))
     bar.update_ticks()
-    axes.set_title("× uniform" if block.scale.of_uniform else "weight × N", loc="left", pad=2)
+    axes.set_title("× uniform" if block.scale.of_uniform else "weight × N", loc="left", pad=2 + 72 * GAP)

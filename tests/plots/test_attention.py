@@ -112,7 +112,7 @@ def test_a_percentile_clips_and_says_so() -> None:
     drawn = np.concatenate([maps.maps.ravel(), maps.mean.ravel()]) * 600
     assert scale.limit == np.percentile(drawn, 95)
     assert scale.clipped
-    assert "scale to the 95th percentile" in texts(draw_attention([maps], percentile=95.0))
+    assert "scale to percentile 95, largest" in texts(draw_attention([maps], percentile=95.0))
     assert "percentile" not in texts(draw_attention([maps], percentile=100.0))
 
 
@@ -218,7 +218,7 @@ def test_pooled_keys_cover_the_queries_that_they_were_pooled_from(
     [(60, 90), (20, 900), (900, 20), (1, 1), (7, 5), (1000, 1500), (224, 224)],
     ids=lambda size: f"{size[0]}x{size[1]}",
 )
-@pytest.mark.parametrize("count", [1, 3, 9])
+@pytest.mark.parametrize("count", [1, 9])
 def test_any_photograph_is_shown_whole_and_undistorted(size: tuple[int, int], count: int) -> None:
     height, width = size
     queries = tuple((height * index // count, width * index // count) for index in range(count))
