@@ -1,14 +1,18 @@
 """A network and a stream of images → records, summaries and null models; what `nlprobe stats` and the studies run."""
 
+import hashlib
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from nlprobe.errors import DataError
+from nlprobe.files import atomic_path
 from nlprobe.probe import InitBlock, Probe, Site, SiteAudit, init_block, probe
 from nlprobe.probe.measure import Precision
 from nlprobe.probe.sites import SiteSelection
@@ -16,8 +20,46 @@ from nlprobe.stats.intervals import Estimate, paired_difference
 from nlprobe.stats.records import QUANTITIES
 from nlprobe.stats.summary import SiteSummary, mean_over_draws, per_image, summarise
 
-Batches = Callable[[], Iterable[tuple[Tensor, Sequence[str]]]]
-"""A fresh pass over the data: preprocessed images (B, C, H, W) with their names."""
+Batches = Callable[[int], Iterable[tuple[Tensor, Sequence[str]]]]
+"""A fresh pass over the data from batch number `start` on: preprocessed images (B, C, H, W) with their names."""
+
+
+SECONDS_BETWEEN_SAVES = 30.0
+
+SHARE_OF_SAVING = 0.05
+"""How much of the time saving may take at most."""
+
+
+class Journal:
+    """Keeps an unfinished measurement on disk, so that it can go on after whatever stopped it.
+
+    Args:
+        folder: Where the files go; one for each pass.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._due = time.monotonic() + SECONDS_BETWEEN_SAVES
+
+    def restore(self, name: str, probes: Sequence[Probe]) -> int:
+        """Let the probes of a pass go on from their saved state; the number of batches that they have seen."""
+        path = self._folder / f"{name}.pt"
+        if not path.exists():
+            return 0
+        saved = torch.load(path, weights_only=True, map_location="cpu")
+        for one, state in zip(probes, saved["probes"], strict=True):
+            one.restore(state)
+        return int(saved["batches"])
+
+    def save(self, name: str, probes: Sequence[Probe], batches: int, *, now: bool = False) -> None:
+        """Save the probes of a pass if it is time to (or `now`)."""
+        started = time.monotonic()
+        if started < self._due and not now:
+            return
+        with atomic_path(self._folder / f"{name}.pt") as temporary:
+            torch.save({"batches": batches, "probes": [one.state() for one in probes]}, temporary)
+        finished = time.monotonic()
+        self._due = finished + max(SECONDS_BETWEEN_SAVES, (finished - started) / SHARE_OF_SAVING)
 
 
 @dataclass(frozen=True)
@@ -54,12 +96,13 @@ def measure_network(
     redraws: int = 0,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    journal: Journal | None = None,
 ) -> list[Measured]:
     """Probe a network over a data set.
 
     Args:
         model: The network; it is put into evaluation mode.
-        batches: Gives a fresh pass over the images; called twice with `centred`.
+        batches: Gives a pass over the images from a batch on; called twice with `centred`.
         label: Name of the checkpoint in tables.
         kind: "trained" or "init-all".
         sites: Which sites.
@@ -69,6 +112,7 @@ def measure_network(
         redraws: Draws of the null model `init-block`, measured in the same pass; 0 leaves it out.
         seed: Seed of the bootstrap and of the draws.
         device: Where to compute.
+        journal: Keeps what is measured, and goes on from what it kept.
 
     Returns:
         The network's measurements, followed by those of `init-block` where asked for.
@@ -82,12 +126,13 @@ def measure_network(
     if centred:
         channels = set(quantities) & {"input", "key", "query", "output"}
         with probe(model, sites, quantities=channels or {"input"}) as first:
-            _run(model, first, batches, device)
+            _run(model, [first], batches, device, journal, f"{_file_name(label)}-{kind}-centres")
         centres = first.centres()
     with ExitStack() as stack:
         main = stack.enter_context(probe(model, sites, quantities=quantities, precision=precision, centres=centres))
         null = stack.enter_context(init_block(main, draws=redraws, seed=seed)) if redraws else None
-        _run(model, main, batches, device)
+        probes = [main, *(null.probes if null else [])]
+        _run(model, probes, batches, device, journal, f"{_file_name(label)}-{kind}")
     measured = [_measured(main, label, kind, seed)]
     if null is not None:
         measured.append(_null_model(main, null, label, seed))
@@ -107,14 +152,29 @@ def differences(first: Measured, second: Measured, *, seed: int = 0) -> dict[str
 
 
 @torch.no_grad()
-def _run(model: nn.Module, probe: Probe, batches: Batches, device: torch.device | str) -> None:
-    seen = 0
-    for images, names in batches():
-        with probe.images(names):
+def _run(
+    model: nn.Module,
+    probes: Sequence[Probe],
+    batches: Batches,
+    device: torch.device | str,
+    journal: Journal | None,
+    name: str,
+) -> None:
+    seen = journal.restore(name, probes) if journal else 0
+    for images, names in batches(seen):
+        with probes[0].images(names):
             model(images.to(device, non_blocking=True))
-        seen += len(names)
+        seen += 1
+        if journal:
+            journal.save(name, probes, seen)
     if seen == 0:
         raise DataError("the data hold no image that can be read", "check the folder with `nlprobe data check`")
+    if journal:
+        journal.save(name, probes, seen, now=True)
+
+
+def _file_name(label: str) -> str:
+    return hashlib.sha256(label.encode()).hexdigest()[:16]
 
 
 def _measured(probe: Probe, label: str, kind: str, seed: int) -> Measured:

@@ -20,8 +20,8 @@ ALLOWED = {
     "training": {"checkpoints", "models", "blocks", "data", "errors", "files"},
     "probe": {"stats", "blocks", "errors"},
     "tables": {"stats", "errors"},
-    "plots": {"stats", "probe", "errors", "files"},
-    "measuring": {"probe", "stats", "errors"},
+    "plots": {"stats", "probe", "tables", "errors", "files"},
+    "measuring": {"probe", "stats", "errors", "files"},
     "results": {"measuring", "stats", "tables", "files", "errors"},
     "cli": {"commands", "errors"},
 }

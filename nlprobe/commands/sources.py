@@ -77,8 +77,8 @@ class Images:
     label: str = "images"
     unreadable: list[str] = field(default_factory=list)
 
-    def batches(self) -> Iterator[tuple[Tensor, list[str]]]:
-        """One pass: preprocessed images with their names."""
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, list[str]]]:
+        """One pass from batch number `start` on: preprocessed images with their names."""
         loaded = Batches(
             self.dataset,
             self.preprocessing.transform(),
@@ -87,7 +87,11 @@ class Images:
             report=self._report,
             pin_memory=torch.cuda.is_available(),
         )
-        for batch in progress(loaded, self.label, total=len(self.dataset), count=lambda batch: len(batch.ids)):
+        left = max(0, len(self.dataset) - start * self.batch_size)
+        if start:
+            say(f"{self.label}: going on after {len(self.dataset) - left} images")
+        passed = loaded.epoch(0, start)
+        for batch in progress(passed, self.label, total=left, count=lambda batch: len(batch.ids)):
             yield batch.images, batch.ids
 
     def _report(self, error: UnreadableImageError) -> None:

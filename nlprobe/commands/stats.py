@@ -1,6 +1,8 @@
 """`nlprobe stats`: the paper's distances of trained networks, with intervals and null models."""
 
 import json
+import shutil
+import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import click
 import torch
 
 from nlprobe.checkpoints import initial_model
-from nlprobe.commands.config import settings, write_settings
+from nlprobe.commands.config import FILE_NAME, settings, write_settings
 from nlprobe.commands.options import (
     batch_size_option,
     config_option,
@@ -27,7 +29,7 @@ from nlprobe.data import data_fingerprint, open_dataset
 from nlprobe.data.part import Part
 from nlprobe.errors import ConfigError
 from nlprobe.files import new_folder, refuse_existing
-from nlprobe.measuring import Measured, measure_network
+from nlprobe.measuring import Journal, Measured, measure_network
 from nlprobe.models import names, paper_distances
 from nlprobe.probe import find_sites, probe
 from nlprobe.probe.measure import Precision
@@ -36,6 +38,9 @@ from nlprobe.stats.records import QUANTITIES
 from nlprobe.tables import PaperRow, Table, distance_table
 
 BASELINES = ("init-block", "init-all")
+
+FREE = ("format", "workers", "device", "paper", "by-site")
+"""Settings that a resumed measurement may change: they do not touch what was measured."""
 
 
 @click.command("stats")
@@ -90,6 +95,7 @@ BASELINES = ("init-block", "init-all")
 @config_option
 @dry_run_option
 @force_option
+@click.option("--resume", is_flag=True, help="Go on with an interrupted measurement into the same --out.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -114,6 +120,7 @@ def command(
     seed: int,
     dry_run: bool,
     force: bool,
+    resume: bool,
 ) -> None:
     """Measure how much attention differs between query positions.
 
@@ -140,6 +147,7 @@ def command(
     if dry_run:
         _plan(networks, passes, sites, out, place)
         return
+    unfinished = _unfinished(ctx, out, resume=resume, force=force)
     measured: list[Measured] = []
     for one in networks:
         measure = partial(
@@ -152,6 +160,7 @@ def command(
             centred=centred,
             seed=seed,
             device=place,
+            journal=Journal(unfinished) if unfinished else None,
         )
         measured += measure(one.checkpoint.model, redraws=draws if "init-block" in baselines else 0)
         if "init-all" in baselines:
@@ -171,8 +180,39 @@ def command(
         with new_folder(out, force=force) as folder:
             write_settings(folder, ctx)
             write_results(folder, payload, measured, table)
+        if unfinished is not None:
+            shutil.rmtree(unfinished)
         wrote(out)
     result(json.dumps(payload, indent=1, allow_nan=False) if format == "json" else table.render(format))
+
+
+def _unfinished(ctx: click.Context, out: Path | None, *, resume: bool, force: bool) -> Path | None:
+    """The folder that keeps the measurement until it is complete: `OUT.partial`."""
+    if out is None:
+        if resume:
+            raise ConfigError("--resume without --out: nothing was kept", "give the --out of the interrupted run")
+        return None
+    folder = out.with_name(f"{out.name}.partial")
+    if folder.exists() and not resume and not force:
+        raise ConfigError(
+            f"`{folder}` holds an interrupted measurement", "go on with it by --resume, or start anew with --force"
+        )
+    if folder.exists() and not resume:
+        shutil.rmtree(folder)
+    before = folder / FILE_NAME
+    if before.exists():
+        was = tomllib.loads(before.read_text(encoding="utf-8"))
+        now = settings(ctx)
+        differing = [key for key in {*was, *now} - {"command", *FREE} if was.get(key) != now.get(key)]
+        if differing:
+            told = ", ".join(f"`{key}` was {was.get(key)} and is {now.get(key)}" for key in sorted(differing))
+            raise ConfigError(
+                f"the interrupted measurement had other settings: {told}",
+                "use the same settings, or start anew with --force",
+            )
+    else:
+        write_settings(folder, ctx)
+    return folder
 
 
 def _table(measured: list[Measured], in_paper: list[Labelled], *, by_site: bool, draws: int) -> Table:

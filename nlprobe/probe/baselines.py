@@ -33,6 +33,11 @@ class InitBlock:
     def __init__(self, twins: list[tuple[Site, int, Probe]]) -> None:
         self._twins = twins
 
+    @property
+    def probes(self) -> list[Probe]:
+        """The twins' probes, by site and draw."""
+        return [probe for _, _, probe in self._twins]
+
     def draws(self, site: str) -> list[Draw]:
         """The draws of one site, in their order."""
         found = []

@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -74,6 +74,8 @@ class Probe:
         self._open: dict[str, _SiteBatch] | None = None
         self._named: list[tuple[str, int]] | None = None
         self._numbered = 0
+        self._restored: list[dict[str, object]] = []
+        self._audited: set[str] = set()
 
     def __enter__(self) -> "Probe":
         if self._handles:
@@ -92,7 +94,7 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         self.close()
-        if kind is None and not self._batches:
+        if kind is None and not self._batches and not self._restored:
             raise CaptureError(
                 f"the model (`{type(self._model).__name__}`) was never called inside the probe",
                 "call the very module that was given to `nlprobe.probe`",
@@ -126,7 +128,7 @@ class Probe:
 
     def frame(self) -> pd.DataFrame:
         """The records: one line for each image, site, call and quantity (`nlprobe.stats.records`)."""
-        records: list[dict[str, object]] = []
+        records = list(self._restored)
         for batch in self._batches:
             for name, site in batch.sites.items():
                 for call, measurements in enumerate(site.calls):
@@ -156,6 +158,25 @@ class Probe:
             for name, by_quantity in self._moments.items()
         }
 
+    def state(self) -> dict[str, object]:
+        """Everything measured so far, as plain values and tensors that `torch.load(weights_only=True)` reads."""
+        moments = {
+            site: {quantity: sums.state() for quantity, sums in by_quantity.items()}
+            for site, by_quantity in self._moments.items()
+        }
+        audits = {name: asdict(audit) for name, audit in self._audits.items()}
+        records = self.frame().to_dict("records")
+        return {"records": records, "moments": moments, "audits": audits, "numbered": self._numbered}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what another probe of the same sites gave as its `state`."""
+        device = next(self._model.parameters()).device
+        for site, by_quantity in state["moments"].items():
+            for quantity, sums in by_quantity.items():
+                self._moments[site][quantity] = DataSetMoments.restored(sums, device)
+        self._audits = {name: SiteAudit(**audit) for name, audit in state["audits"].items()}
+        self._restored, self._numbered = list(state["records"]), state["numbered"]
+
     def beside(self, model: nn.Module) -> "Probe":
         """A new probe of another model with the quantities and precision of this one."""
         return Probe(model, quantities=self._quantities, precision=self._precision)
@@ -181,8 +202,9 @@ class Probe:
                 )
             audit = self._audits[site.name]
             with torch.autocast(capture.x.device.type, enabled=False):
-                if audit.calls == 0:
+                if site.name not in self._audited:
                     check(audit, capture)
+                    self._audited.add(site.name)
                 audit.calls += 1
                 centres = self._centres.get(site.name, {})
                 measurements, moments = measure(capture, self._quantities, self._precision, centres)

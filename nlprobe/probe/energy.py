@@ -49,3 +49,14 @@ class DataSetMoments:
         if total == 0:
             return dict.fromkeys(("constant", "context", "pairwise_part"), math.nan)
         return {"constant": constant / total, "context": context / total, "pairwise_part": pairwise / total}
+
+    def state(self) -> dict[str, object]:
+        """The sums as plain values, for a file."""
+        sums = {"mean": self.mean, "between": self.between, "within": self.within}
+        return {"images": self.images} | {name: None if sum is None else sum.cpu() for name, sum in sums.items()}
+
+    @classmethod
+    def restored(cls, state: dict, device: torch.device) -> "DataSetMoments":
+        """The sums that `state` gave, on a device."""
+        sums = {name: None if state[name] is None else state[name].to(device) for name in ("mean", "between", "within")}
+        return cls(state["images"], **sums)

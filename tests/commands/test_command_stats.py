@@ -7,8 +7,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import write_checkpoint
+from torch import Tensor
 
+from nlprobe import measuring
 from nlprobe.cli import run
+from nlprobe.models import ResNet
 from nlprobe.stats.records import KEY_COLUMNS, QUANTITIES, VALUE_COLUMNS
 
 
@@ -157,3 +160,38 @@ def test_the_records_do_not_depend_on_the_batch_size(checkpoint, photographs, tm
         stats(capsys, "--ckpt", checkpoint, "--data", photographs, "--out", out, "--batch-size", size)
         frames.append(pd.read_csv(out / "records.csv").set_index(["image", "quantity"])["avg_dist"])
     pd.testing.assert_series_equal(frames[0], frames[1].loc[frames[0].index], rtol=1e-4, atol=1e-8)
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_records(
+    checkpoint, photographs, tmp_path, capsys, monkeypatch
+) -> None:
+    arguments = ["--ckpt", checkpoint, "--data", photographs, "--batch-size", 1, "--baseline", "init-block"]
+    stats(capsys, *arguments, "--out", tmp_path / "whole")
+    monkeypatch.setattr(measuring, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(measuring, "SHARE_OF_SAVING", float("inf"))
+    forward, calls = ResNet.forward, []
+
+    def interrupted(self: ResNet, images: Tensor) -> Tensor:
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(self, images)
+
+    out = tmp_path / "parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(ResNet, "forward", interrupted)
+        stats(capsys, *arguments, "--out", out, code=130)
+    assert not out.exists()
+    assert "holds an interrupted measurement" in stats(capsys, *arguments, "--out", out, code=2)
+    error = stats(capsys, *arguments, "--out", out, "--resume", "--seed", 9, code=2)
+    assert "`seed` was 0 and is 9" in error
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(ResNet, "forward", lambda self, images: calls.append(len(images)) or forward(self, images))
+        stats(capsys, *arguments, "--out", out, "--resume")
+    assert calls == [1, 1]
+    assert (out / "records.csv").read_bytes() == (tmp_path / "whole" / "records.csv").read_bytes()
+    payloads = [json.loads((folder / "results.json").read_text()) for folder in (out, tmp_path / "whole")]
+    assert payloads[0]["sites"] == payloads[1]["sites"]
+    assert payloads[0]["baseline"] == payloads[1]["baseline"]
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "parts"}

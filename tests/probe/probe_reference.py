@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from nlprobe.blocks import ContextBlock, NonLocal
 
 
+@torch.no_grad()
 def brute_avg_dist(rows: Tensor) -> float:
     """1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 over the rows that have a direction."""
     rows = rows.detach().double()
@@ -17,6 +18,7 @@ def brute_avg_dist(rows: Tensor) -> float:
     return float(((1 - unit @ unit.T) / 2).mean())
 
 
+@torch.no_grad()
 def brute_block(block: NonLocal, x: Tensor) -> dict[str, Tensor]:
     """Every tensor of eq. 1 for one image (1, C, *grid), written out in float64; BN in evaluation mode."""
     config = block.config
@@ -69,6 +71,7 @@ def brute_block(block: NonLocal, x: Tensor) -> dict[str, Tensor]:
     return found
 
 
+@torch.no_grad()
 def brute_columns(found: dict[str, Tensor], scale: float, softmax: bool) -> dict[str, float]:
     """The accompanying numbers of design's formulas, from written-out matrices."""
     att, output, x = found["att"], found["output"], found["input"]
@@ -90,6 +93,7 @@ def brute_columns(found: dict[str, Tensor], scale: float, softmax: bool) -> dict
     return columns
 
 
+@torch.no_grad()
 def brute_context(block: ContextBlock, x: Tensor) -> dict[str, Tensor]:
     """Map and output of a context block for one image, in float64."""
     rows = x.double().flatten(2)[0].T
