@@ -32,7 +32,7 @@ class ResNetConfig:
         ConfigError: numbers that make no network, or two blocks at one site.
     """
 
-    layers: tuple[int, int, int, int] = (3, 4, 6, 3)
+    layers: tuple[int, ...] = (3, 4, 6, 3)
     block: str = "bottleneck"
     groups: int = 1
     base_width: int = 64
@@ -44,8 +44,8 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         if self.block not in _EXPANSION:
             raise unknown("kind of residual block", self.block, _EXPANSION)
-        if len(self.layers) != len(STAGES):
-            raise ConfigError(f"`layers={self.layers}` does not name four stages", "give four numbers, c2 to c5")
+        if len(self.layers) != len(STAGES) or not all(type(count) is int for count in self.layers):
+            raise ConfigError(f"`layers={self.layers}` does not name four stages", "give four whole numbers, c2 to c5")
         numbers = {"layers": min(self.layers), "groups": self.groups, "base_width": self.base_width}
         for name, number in {**numbers, "width": self.width, "classes": self.classes}.items():
             if number < 1:
