@@ -4,7 +4,7 @@ All draws are made with torch's generator, as torchvision's are, so that seeding
 sample a function of (seed, epoch, index).
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -75,23 +75,6 @@ class Augmentation:
         if self.pca:
             steps.append(PCANoise(self.pca))
         return v2.Compose([*steps, v2.Normalize(preprocessing.mean, preprocessing.std)])
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON takes them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, settings: dict[str, Any]) -> "Augmentation":
-        """The inverse of `as_dict`.
-
-        Raises:
-            ConfigError: a key is unknown.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ConfigError(f"augmentation: unknown setting `{key}`", f"known: {', '.join(known)}")
-        return cls(**settings)
 
 
 class ScaleHSV(v2.Transform):

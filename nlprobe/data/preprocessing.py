@@ -89,7 +89,8 @@ class Preprocessing:
         for key in settings:
             if key not in known:
                 raise ConfigError(f"preprocessing: unknown setting `{key}`", f"known: {', '.join(known)}")
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+        return cls(**values)
 
     def __str__(self) -> str:
         numbers = ", ".join(f"{mean:g}±{std:g}" for mean, std in zip(self.mean, self.std, strict=True))

@@ -78,7 +78,7 @@ def draw_labels(label: int, rng: np.random.Generator) -> list[int]:
     count = int(rng.integers(6, 10))
     majority = count // 2 + count % 2
     others = [other for other in range(len(CLASSES)) if other != label]
-    distractors = rng.permutation(others + others)[: count - majority]
+    distractors = rng.permutation(others)[: count - majority]
     return [int(drawn) for drawn in rng.permutation([label] * majority + distractors.tolist())]
 
 

@@ -33,8 +33,8 @@ class SceneSettings:
     largest: int = 32
     rotation: float = 12.0
     least_visible: float = 0.7
-    clutter: int = 5
-    contrast: float = 0.3
+    clutter: int = 4
+    contrast: float = 0.4
     smallest_crop: int = 110
 
 

@@ -1,0 +1,104 @@
+"""How a training is shown: a bar on a terminal, else a line every half a minute, and a line for each epoch."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from nlprobe.commands.report import SECONDS_BETWEEN_LINES, say
+from nlprobe.training import Engine
+
+
+class TrainingProgress:
+    """An observer of the engine that writes to stderr; used as a context manager it takes its bar away at the end."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[None] | None = None
+        self._started = self._spoke = time.monotonic()
+        self._steps = 0
+
+    def __enter__(self) -> "TrainingProgress":
+        self._started = self._spoke = time.monotonic()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._close()
+
+    def step_done(self, engine: Engine) -> None:
+        """Move the bar, or say a line when it is time."""
+        self._steps += 1
+        now = time.monotonic()
+        if sys.stderr.isatty():
+            self._move(engine)
+        elif now - self._spoke >= SECONDS_BETWEEN_LINES:
+            at = engine.progress
+            say(f"{_epoch(engine, at.epoch)}, step {at.step}/{engine.steps_per_epoch}: {self._numbers(engine)}")
+            self._spoke = now
+
+    def epoch_done(self, engine: Engine, row: Mapping[str, Any], best: bool) -> None:
+        """Say what the epoch came to."""
+        self._close()
+        scores = (
+            f"loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.1%}; validation: loss {row['val_loss']:.3f}, "
+        )
+        scores += f"top-1 {row['val_top1']:.1%}{' (best so far)' if best else ''}"
+        speed = f"{row['images_per_second']:.0f} images/s"
+        say(f"{_epoch(engine, row['epoch'] - 1)}: {scores}; {speed}{self._left(engine)}")
+        self._spoke = time.monotonic()
+
+    def interrupted(self, engine: Engine) -> None:
+        """Take the bar away."""
+        self._close()
+
+    def _move(self, engine: Engine) -> None:
+        at = engine.progress
+        if self._bar is None:
+            ascii_only = not (sys.stderr.encoding or "").lower().startswith("utf")
+            self._bar = tqdm(
+                desc=_epoch(engine, at.epoch),
+                total=engine.steps_per_epoch,
+                initial=at.step - 1,
+                unit=" steps",
+                file=sys.stderr,
+                leave=False,
+                dynamic_ncols=True,
+                ascii=ascii_only,
+                bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+        self._bar.set_postfix_str(self._numbers(engine), refresh=False)
+        self._bar.update(1)
+
+    def _numbers(self, engine: Engine) -> str:
+        means = engine.progress.means()
+        speed = self._steps * engine.recipe.batch_size / max(time.monotonic() - self._started, 1e-9)
+        return (
+            f"loss {means.get('loss', float('nan')):.3f}, top-1 {means.get('top1', float('nan')):.1%}, "
+            f"{speed:.0f} images/s{self._left(engine)}"
+        )
+
+    def _left(self, engine: Engine) -> str:
+        """Time left, by the steps of this session with the validations between them."""
+        at = engine.progress
+        steps = (engine.recipe.epochs - at.epoch) * engine.steps_per_epoch - at.step
+        if not self._steps or not steps:
+            return ""
+        return f", {_duration(steps * (time.monotonic() - self._started) / self._steps)} left"
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _epoch(engine: Engine, epoch: int) -> str:
+    return f"epoch {epoch + 1}/{engine.recipe.epochs}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,131 @@
+"""A training run: model, data, recipe and seed, and what becomes of them in an engine and in checkpoints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from nlprobe.checkpoints import fingerprint
+from nlprobe.data import Batches, ImageDataset, data_fingerprint
+from nlprobe.data.loading import Report
+from nlprobe.errors import ConfigError
+from nlprobe.models import ResNet, ResNetConfig, build
+from nlprobe.training.classification import Classification, check_data
+from nlprobe.training.engine import Engine, Observer
+from nlprobe.training.recipes import Recipe, flatten
+
+# The order of samples within an epoch follows from these; between epochs they may change.
+_ORDER = ("recipe.batch_size", "data.images", "data.sha256")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, how.
+
+    Attributes:
+        model: The model's name in the zoo, or None.
+        config: The network; as many classes as the data have.
+        recipe: Every number of the training.
+        training: Images to learn from.
+        validation: Images to score on.
+        seed: Seed of everything random.
+
+    Raises:
+        DataError: the data sets do not make a classification task.
+    """
+
+    model: str | None
+    config: ResNetConfig
+    recipe: Recipe
+    training: ImageDataset
+    validation: ImageDataset
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_data(self.training, self.validation, self.recipe.batch_size)
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """Name of the training set's folder, and its fingerprint."""
+        return {"root": self.training.root.resolve().name, **data_fingerprint(self.training)}
+
+    def build(self) -> ResNet:
+        """The network as it is before training."""
+        return build(self.config, seed=self.seed)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything the result follows from, with keys such as `recipe.optimiser.momentum`."""
+        parts = {"config": self.config.as_dict(), "recipe": self.recipe.as_dict(), "data": self.data}
+        return {"model": self.model, "seed": self.seed, **flatten(parts)}
+
+    def metadata(self, versions: Mapping[str, str]) -> dict[str, Any]:
+        """What the run's checkpoints say of themselves, but for epoch and metrics."""
+        return {
+            "model": self.model,
+            "config": self.config.as_dict(),
+            "recipe": self.recipe.as_dict(),
+            "preprocessing": self.recipe.preprocessing.as_dict(),
+            "classes": self.training.classes,
+            "data": self.data,
+            "versions": dict(versions),
+            "seed": self.seed,
+            "initial_fingerprint": fingerprint(self.build()),
+        }
+
+    def engine(
+        self,
+        device: torch.device,
+        *,
+        workers: int = 0,
+        observers: Sequence[Observer] = (),
+        report: Report = lambda error: None,
+    ) -> Engine:
+        """An engine at the beginning of the run.
+
+        Args:
+            device: Where to compute.
+            workers: Processes that load data; the result does not depend on them.
+            observers: They look on.
+            report: Called for each image that cannot be read; it is left out of its batch.
+        """
+        recipe = self.recipe
+        pin_memory = device.type == "cuda"
+        training = Batches(
+            self.training,
+            recipe.augmentation.transform(recipe.preprocessing),
+            recipe.batch_size,
+            workers=workers,
+            seed=self.seed,
+            report=report,
+            pin_memory=pin_memory,
+        )
+        validation = Batches(
+            self.validation,
+            recipe.preprocessing.transform(),
+            recipe.batch_size,
+            workers=workers,
+            report=report,
+            pin_memory=pin_memory,
+        )
+        task = Classification(training, validation, recipe, device)
+        return Engine(self.build(), task, recipe, seed=self.seed, device=device, observers=observers)
+
+
+def refuse_incompatible(changed: Mapping[str, tuple[Any, Any]], step: int) -> None:
+    """Make sure that a run can go on although these settings changed, `step` steps into an epoch.
+
+    Raises:
+        ConfigError: another network or seed; or, within an epoch, another order of samples.
+    """
+    for key, (then, now) in changed.items():
+        if key in ("model", "seed") or key.startswith("config."):
+            raise ConfigError(
+                f"the run was started with `{key}` {then}, not {now}", "start a new run in another folder"
+            )
+        if step and key in _ORDER:
+            raise ConfigError(
+                f"the run stopped within an epoch, whose order of images hangs on `{key}`: it was {then}, now {now}",
+                "go on with the same until the epoch is over, or start a new run",
+            )
