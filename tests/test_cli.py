@@ -94,7 +94,7 @@ def test_no_verb_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "cause", "hint"),
     [
-        (["trail"], "`nlprobe` has no command `trail`", "did you mean `trial`?"),
+        (["trail"], "`nlprobe` has no command `trail`", "did you mean `trial`"),
         (["trial", "--limt", "3"], "`nlprobe trial` has no option `--limt`", "did you mean `--limit`?"),
         (["trial", "--mode", "gausian"], "`--mode` cannot be `gausian`: gaussian, concat", "did you mean `gaussian`?"),
         (["trial", "--mode", "zzz"], "`--mode` cannot be `zzz`: gaussian, concat", "`nlprobe trial --help`"),

@@ -37,11 +37,11 @@ def read_settings(ctx: click.Context, _param: click.Parameter, path: Path | None
             f"`{path}` holds the settings of `nlprobe {written_for}`, not of `nlprobe {verb}`",
             f"run `nlprobe {written_for} --config {path}`, or remove the line `command` if the settings fit",
         )
-    parameters = {_key(p.name): p for p in ctx.command.params if p.name}
-    known = {key: p for key, p in parameters.items() if p.name not in NOT_SETTINGS}
+    parameters = {key: parameter for parameter in ctx.command.params for key in _keys(parameter)}
+    known = {key: parameter for key, parameter in parameters.items() if parameter.name not in NOT_SETTINGS}
     defaults: dict[str, Any] = {}
     for written, value in settings.items():
-        key = _key(written)
+        key = written.replace("_", "-")
         if key in parameters and key not in known:
             raise ConfigError(
                 f"`{written}` in `{path}` is no setting of a run", f"give `--{key}` on the command line instead"
@@ -54,14 +54,15 @@ def read_settings(ctx: click.Context, _param: click.Parameter, path: Path | None
         name = known[key].name
         assert name is not None
         if name in defaults:
-            raise ConfigError(f"`{path}` sets `{key}` twice, with `-` and with `_`", "keep one of the two lines")
+            raise ConfigError(f"`{path}` sets `{_keys(known[key])[0]}` twice", "keep one of the two lines")
         defaults[name] = _checked(ctx, known[key], written, value, path)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
 def settings(ctx: click.Context) -> dict[str, Any]:
     """The command's settings as they are in force, flags and file and defaults joined; unset ones are left out."""
-    joined = {_key(p.name): ctx.params.get(p.name) for p in ctx.command.params if p.name and p.name not in NOT_SETTINGS}
+    own = [parameter for parameter in ctx.command.params if parameter.name not in NOT_SETTINGS]
+    joined = {_keys(parameter)[0]: ctx.params.get(parameter.name or "") for parameter in own}
     return {key: _plain(value) for key, value in joined.items() if value is not None and value != ()}
 
 
@@ -128,8 +129,10 @@ def _verb(ctx: click.Context) -> str:
     return " ".join(ctx.command_path.split()[1:])
 
 
-def _key(name: str | None) -> str:
-    return (name or "").replace("_", "-")
+def _keys(parameter: click.Parameter) -> list[str]:
+    """What a setting is called in a file: its flag, or one of its flags, without the dashes."""
+    flags = [flag.lstrip("-") for flag in parameter.opts if flag.startswith("--")]
+    return [name.replace("_", "-") for name in flags or [parameter.name or ""]]
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from nlprobe.commands.options import format_option
-from nlprobe.commands.report import result
+from nlprobe.commands.report import result, terminal_width
 
 OWN_EXTRAS = {"dev", "test"}
 
@@ -25,7 +25,7 @@ def command(format: str) -> None:
     if format == "json":
         result(json.dumps(dict(rows), indent=2, ensure_ascii=False))
     else:
-        result(Table.of("", ("what", "value"), rows).render(format))
+        result(Table.of("", ("what", "value"), rows).render(format, width=terminal_width()))
 
 
 def _versions() -> list[tuple[str, str]]:

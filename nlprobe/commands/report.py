@@ -1,6 +1,7 @@
 """What a command says: its result on stdout, everything else on stderr."""
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -18,6 +19,11 @@ SECONDS_BETWEEN_LINES = 30.0
 def use_colour(terminal: bool) -> bool:
     """Whether to colour what goes to a terminal, or elsewhere: not under `NO_COLOR` or `TERM=dumb`, never in a file."""
     return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def terminal_width() -> int | None:
+    """Characters in a line of the terminal that stdout is; None where it is none and lines may be of any length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def result(text: str) -> None:

@@ -25,7 +25,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     @dry_run_option
     @click.option("--out", type=click.Path(path_type=Path))
     @click.option("--rate", type=float, default=0.1)
-    @click.option("--sites", multiple=True)
+    @click.option("--site", "--place", "sites", multiple=True)
     @click.option("--query", type=(int, int))
     @click.option("--mode", type=click.Choice(["gaussian", "concat"]))
     @click.option("--centred/--plain", default=False)
@@ -54,7 +54,7 @@ def write(folder: Path, text: str) -> str:
 def test_settings_come_from_the_file_and_flags_win(seen: Seen, tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        'name = "net"\nbatch-size = 4\nrate = 1\nsites = ["a", "b"]\nquery = [3, 4]\ncentred = true\nmode = "concat"',
+        'name = "net"\nbatch-size = 4\nrate = 1\nsite = ["a", "b"]\nquery = [3, 4]\ncentred = true\nmode = "concat"',
     )
     assert cli.run(["trial", "--config", path, "--batch-size", "2"]) == 0
     assert seen["name"] == "net"
@@ -72,8 +72,14 @@ def test_a_flag_wins_wherever_the_file_is_named(seen: Seen, tmp_path: Path) -> N
     assert seen["batch_size"] == 2
 
 
+def test_a_setting_is_called_like_its_flag_or_any_other_name_of_it(seen: Seen, tmp_path: Path) -> None:
+    assert cli.run(["trial", "net", "--config", write(tmp_path, 'place = ["a"]')]) == 0
+    assert seen["sites"] == ("a",)
+    assert seen["resolved"]["site"] == ["a"]  # type: ignore[index]
+
+
 def test_the_written_settings_replay_the_run(seen: Seen, tmp_path: Path) -> None:
-    first = ["trial", 'näm"e\\', "--rate", "1e-5", "--sites", "a", "--query", "1", "2", "--centred", "--force"]
+    first = ["trial", 'näm"e\\', "--rate", "1e-5", "--site", "a", "--query", "1", "2", "--centred", "--force"]
     assert cli.run([*first, "--out", str(tmp_path)]) == 0
     before = dict(seen)
     seen.clear()
@@ -96,6 +102,8 @@ def test_the_written_file_names_its_command_and_version(seen: Seen, tmp_path: Pa
     ("text", "cause", "hint"),
     [
         ("bach-size = 4", "unknown setting `bach-size`", "did you mean `batch-size`?"),
+        ('site = ["a"]\nplace = ["b"]', "sets `site` twice", "keep one"),
+        ('sites = ["a"]', "unknown setting `sites`", "did you mean `site`"),
         ("zzzz = 4", "unknown setting `zzzz`", "known: `device`"),
         ("batch-size = 4\nbatch_size = 4", "sets `batch-size` twice", "keep one"),
         ("batch-size = 2.5", "`batch-size` takes a whole number", "mend the line"),
@@ -104,7 +112,7 @@ def test_the_written_file_names_its_command_and_version(seen: Seen, tmp_path: Pa
         ('rate = "fast"', '`rate = "fast"`', "mend the line"),
         ("rate = true", "`rate` takes a number", "mend the line"),
         ("centred = 1", "`centred` takes `true` or `false`", "mend the line"),
-        ('sites = "a"', "`sites` takes a list", "mend the line"),
+        ('site = "a"', "`site` takes a list", "mend the line"),
         ("device = 0", "`device` takes text in quotes", "mend the line"),
         ('device = "cud"', "did you mean `cuda`", "mend the line"),
         ('mode = "x"', "`mode` in", "mend the line"),

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nlprobe.commands import report
-from nlprobe.commands.report import progress, result, say, wrote
+from nlprobe.commands.report import progress, result, say, terminal_width, wrote
 
 
 class Terminal(io.StringIO):
@@ -23,6 +23,13 @@ def test_the_result_goes_to_stdout_and_the_log_to_stderr(capsys: pytest.CaptureF
     captured = capsys.readouterr()
     assert captured.out == "table\n"
     assert captured.err == "reading\nwrote a/b.csv\n"
+
+
+def test_lines_are_as_long_as_they_need_to_be_where_stdout_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "72")
+    assert terminal_width() is None
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert terminal_width() == 72
 
 
 def test_without_a_terminal_progress_is_a_line_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
