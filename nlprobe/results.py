@@ -11,6 +11,7 @@ import pandas as pd
 
 from nlprobe.files import write_text
 from nlprobe.measuring import Measured, differences
+from nlprobe.plots import distance_data, draw_distances, save_figure
 from nlprobe.stats.records import QUANTITIES, SCHEMA_VERSION
 from nlprobe.tables import Table
 
@@ -22,7 +23,10 @@ ABSENT = {
 
 PACKAGES = ("nlprobe", "torch", "torchvision", "numpy", "pandas")
 
-EXTENSIONS = {"tex": "tex", "md": "md", "csv": "csv", "json": "json"}
+EXTENSIONS = ("txt", "tex", "md", "csv", "json")
+
+LINE = 120
+"""Characters in a line of `table.txt`."""
 
 
 def results(
@@ -89,7 +93,7 @@ def not_measured(measured: Sequence[Measured], quantities: Collection[str], skip
 def write_results(
     folder: Path, payload: Mapping[str, object], measured: Sequence[Measured], table: Table
 ) -> list[Path]:
-    """Write `records.csv`, the table as LaTeX, Markdown, CSV and JSON, and last `results.json`.
+    """Write `records.csv`, the table in five formats, the distances as a figure, and `results.json` last.
 
     Args:
         folder: An existing folder.
@@ -103,9 +107,12 @@ def write_results(
     paths = [folder / "records.csv"]
     records = pd.concat([one.frame for one in measured], ignore_index=True)
     write_text(paths[0], records.to_csv(index=False))
-    for kind, extension in EXTENSIONS.items():
+    for extension in EXTENSIONS:
         paths.append(folder / f"table.{extension}")
-        write_text(paths[-1], table.render(kind))
+        text = table.render("table", width=LINE) if extension == "txt" else table.render(extension)
+        write_text(paths[-1], text)
+    rows = [one.row for one in measured]
+    paths += save_figure(draw_distances(rows), folder / "distances", data=distance_data(rows))
     paths.append(folder / "results.json")
     write_text(paths[-1], json.dumps(payload, indent=1, allow_nan=False) + "\n")
     return paths

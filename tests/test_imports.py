@@ -22,7 +22,7 @@ ALLOWED = {
     "tables": {"stats", "errors"},
     "plots": {"stats", "probe", "tables", "errors", "files"},
     "measuring": {"probe", "stats", "errors", "files"},
-    "results": {"measuring", "stats", "tables", "files", "errors"},
+    "results": {"measuring", "stats", "tables", "plots", "files", "errors"},
     "cli": {"commands", "errors"},
 }
 """What each part may import of nlprobe; `commands` joins them all and is imported by `cli` only."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -183,7 +184,8 @@ def command(
         if unfinished is not None:
             shutil.rmtree(unfinished)
         wrote(out)
-    result(json.dumps(payload, indent=1, allow_nan=False) if format == "json" else table.render(format))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    result(json.dumps(payload, indent=1, allow_nan=False) if format == "json" else table.render(format, width=width))
 
 
 def _unfinished(ctx: click.Context, out: Path | None, *, resume: bool, force: bool) -> Path | None:
@@ -257,6 +259,6 @@ def _plan(
                 f"  {site.name}: {site.block}, {n} queries, {m} keys, {channels} channels; "
                 f"its input takes {megabytes:.1f} MiB a batch, a map is never built"
             )
-    files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS.values()), "results.json"]
+    files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", "results.json"]
     lines.append(f"would write {', '.join(files)} into {out}" if out else "would write nothing (no --out)")
     result("\n".join(lines))

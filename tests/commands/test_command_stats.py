@@ -46,7 +46,9 @@ def test_a_folder_gets_records_tables_and_results_with_the_results_last(
 ) -> None:
     out = tmp_path / "measured"
     table = stats(capsys, "--ckpt", checkpoint, "--data", photographs, "--out", out, "--baseline", "init-block")
-    names = {"run.toml", "records.csv", "table.tex", "table.md", "table.csv", "table.json", "results.json"}
+    names = {"run.toml", "records.csv", "results.json"}
+    names |= {f"table.{end}" for end in ("txt", "tex", "md", "csv", "json")}
+    names |= {f"distances.{end}" for end in ("png", "pdf", "svg", "csv")}
     assert {path.name for path in out.iterdir()} == names
     records = pd.read_csv(out / "records.csv", keep_default_na=True)
     assert list(records.columns) == ["model", "kind", "draw", *KEY_COLUMNS, *VALUE_COLUMNS]
