@@ -136,10 +136,10 @@ def test_the_network_before_training_is_rebuilt_from_the_seed(path: Path) -> Non
 
 def test_a_training_that_began_elsewhere_has_no_network_before_it(path: Path) -> None:
     rewrite(path, lambda tensors, metadata: metadata.update(seed=8))
-    with pytest.raises(CheckpointError, match="seed 8 does not give the weights(.|\n)*nlprobe 0.1.0, torch 2.14.1"):
+    with pytest.raises(CheckpointError, match=r"seed 8 does not give the weights(.|\n)*nlprobe 0.1.0, torch 2.14.1"):
         initial_model(read_checkpoint(path))
     rewrite(path, lambda tensors, metadata: metadata.pop("seed"))
-    with pytest.raises(CheckpointError, match="does not say from which seed"):
+    with pytest.raises(CheckpointError, match=r"does not say from which seed"):
         initial_model(read_checkpoint(path))
 
 
@@ -158,7 +158,7 @@ def test_a_missing_file_names_what_is_there(path: Path) -> None:
         read_checkpoint(path.parent / "bset.safetensors")
     assert "bset.safetensors` is not there" in error.value.cause
     assert "`best.safetensors`" in error.value.remedy
-    with pytest.raises(CheckpointError, match="is not there"):
+    with pytest.raises(CheckpointError, match=r"is not there"):
         read_checkpoint(path.parent / "nowhere" / "best.safetensors")
 
 
@@ -166,14 +166,14 @@ def test_a_folder_without_a_checkpoint_names_what_it_has(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"neither `best.safetensors` nor `last.safetensors`"):
         read_checkpoint(tmp_path)
     save_checkpoint(tmp_path / "epoch-3.safetensors", trained(), described())
-    with pytest.raises(CheckpointError, match="it has `epoch-3.safetensors`: name the file"):
+    with pytest.raises(CheckpointError, match=r"it has `epoch-3.safetensors`: name the file"):
         read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("left", [0, 4, 200, -1])
 def test_a_truncated_file_is_refused(path: Path, left: int) -> None:
     path.write_bytes(path.read_bytes()[:left])
-    with pytest.raises(CheckpointError, match="is empty" if left == 0 else "is truncated or not a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"is empty" if left == 0 else "is truncated or not a safetensors file"):
         read_checkpoint(path)
 
 
@@ -195,20 +195,20 @@ def test_files_that_are_given_by_mistake_are_called_by_their_kind(tmp_path: Path
 
 def test_a_file_of_torch_save_is_refused_unread(tmp_path: Path) -> None:
     torch.save(trained().state_dict(), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match="a file of `torch.save`, not a checkpoint of nlprobe"):
+    with pytest.raises(CheckpointError, match=r"a file of `torch.save`, not a checkpoint of nlprobe"):
         read_checkpoint(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"nlprobe": "no JSON"}, {"nlprobe": "[1]"}])
 def test_safetensors_of_another_project_are_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file(trained().state_dict(), tmp_path / "model.safetensors", metadata)
-    with pytest.raises(CheckpointError, match="of another project"):
+    with pytest.raises(CheckpointError, match=r"of another project"):
         read_checkpoint(tmp_path / "model.safetensors")
 
 
 def test_another_format_version_names_the_version_that_wrote_it(path: Path) -> None:
     rewrite(path, lambda tensors, metadata: metadata.update(format_version=2))
-    with pytest.raises(CheckpointError, match="format version 2; this nlprobe reads version 1(.|\n)*nlprobe 0.1.0"):
+    with pytest.raises(CheckpointError, match=r"format version 2; this nlprobe reads version 1(.|\n)*nlprobe 0.1.0"):
         read_checkpoint(path)
 
 
@@ -226,7 +226,7 @@ def test_a_missing_weight_is_named_with_the_nearest_that_is_there(path: Path) ->
 
 def test_a_left_over_weight_is_named(path: Path) -> None:
     rewrite(path, lambda tensors, metadata: tensors.update(extra=torch.zeros(1)))
-    with pytest.raises(CheckpointError, match="holds `extra` that the model does not have"):
+    with pytest.raises(CheckpointError, match=r"holds `extra` that the model does not have"):
         read_checkpoint(path)
 
 
@@ -238,20 +238,20 @@ def test_weights_of_another_width_are_refused(path: Path) -> None:
 
 def test_a_network_that_this_version_does_not_know_is_named(path: Path) -> None:
     rewrite(path, lambda tensors, metadata: metadata["config"].update(dilations=[1, 1, 2, 4]))
-    with pytest.raises(CheckpointError, match="does not know: .*`dilations`(.|\n)*written by nlprobe 0.1.0"):
+    with pytest.raises(CheckpointError, match=r"does not know: .*`dilations`(.|\n)*written by nlprobe 0.1.0"):
         read_checkpoint(path)
 
 
 def test_a_file_without_a_configuration_is_refused(path: Path) -> None:
     rewrite(path, lambda tensors, metadata: metadata.pop("config"))
-    with pytest.raises(CheckpointError, match="does not say of which network it is"):
+    with pytest.raises(CheckpointError, match=r"does not say of which network it is"):
         read_checkpoint(path)
 
 
 def test_metadata_that_json_cannot_hold_are_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be written as JSON"):
+    with pytest.raises(CheckpointError, match=r"cannot be written as JSON"):
         save_checkpoint(tmp_path / "x.safetensors", trained(), {**described(), "metrics": {"top1": torch.ones(1)}})
-    with pytest.raises(CheckpointError, match="no `config`"):
+    with pytest.raises(CheckpointError, match=r"no `config`"):
         save_checkpoint(tmp_path / "x.safetensors", trained(), {"seed": 1})
     assert list(tmp_path.iterdir()) == []
 
@@ -263,7 +263,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(DataError, match="No space left on device"):
+    with pytest.raises(DataError, match=r"No space left on device"):
         save_checkpoint(path, trained(1), described(1))
     monkeypatch.undo()
     assert path.read_bytes() == before
@@ -275,7 +275,7 @@ def test_a_file_that_may_not_be_read_says_so(path: Path, monkeypatch: pytest.Mon
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: Permission denied"):
         read_checkpoint(path)
 
 
