@@ -24,6 +24,11 @@ FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 CPU_ENTRIES = 2**21
 ACCELERATOR_ENTRIES = 2**24
 
+# Logits this far below a row's largest are raised to it. A peaked map is full of weights that underflow to denormal
+# numbers, with which a CPU multiplies many times slower; exp(-60) keeps clear of them, and is no less invisible beside
+# the row's sum of 1 than what it stands for.
+SMALLEST_LOGIT = {torch.float32: -60.0, torch.float64: -600.0}
+
 
 def softmax_attention(
     query: Float[Tensor, "b n d"], key: Float[Tensor, "b m d"], value: Float[Tensor, "b m dv"], scale: float
@@ -73,11 +78,11 @@ class StreamedSoftmax(torch.autograd.Function):
         wide_key, wide_value = key.to(wide), value.to(wide)
         output = value.new_empty(*query.shape[:2], value.shape[2])
         log_denominator = query.new_empty(*query.shape[:2], 1, dtype=wide)
-        buffer = _buffer(query, key, wide)
+        buffer, smallest = _buffer(query, key, wide), SMALLEST_LOGIT[wide]
         for images, rows in _blocks(query, key):
             weights = _logits(buffer, query[images, rows], wide_key[images], scale)
             largest = weights.amax(-1, keepdim=True)
-            weights.sub_(largest).exp_()
+            weights.sub_(largest).clamp_(min=smallest).exp_()
             denominator = weights.sum(-1, keepdim=True)
             output[images, rows] = torch.bmm(weights, wide_value[images]).div_(denominator)
             log_denominator[images, rows] = denominator.log_().add_(largest)
@@ -98,7 +103,7 @@ class StreamedSoftmax(torch.autograd.Function):
         for images, rows in _blocks(query, key):
             wide_query, wide_gradient = query[images, rows].to(wide), gradient[images, rows].to(wide)
             weights = _logits(buffers[0], wide_query, wide_key[images], ctx.scale)
-            weights.sub_(log_denominator[images, rows]).exp_()
+            weights.sub_(log_denominator[images, rows]).clamp_(min=SMALLEST_LOGIT[wide]).exp_()
             value_gradient[images].baddbmm_(weights.mT, wide_gradient)
             # d logits = weights * (gradient·v_j - gradient·y_i); the second term is the row's mean of the first
             logit_gradient = _logits(buffers[1], wide_gradient, wide_value[images], 1.0)
