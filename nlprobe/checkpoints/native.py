@@ -176,7 +176,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(
-            f"`{path}` is truncated or not a safetensors file: {error}", "copy or train it again"
+            f"`{path}` is truncated or not a safetensors file: {error}",
+            "copy it again, or give a `.safetensors` file that `nlprobe train` wrote",
         ) from error
     except OSError as error:
         raise CheckpointError(f"`{path}` cannot be read: {error.strerror or error}", "check its permissions") from error
