@@ -16,8 +16,14 @@ ACCOMPANYING = (
     Column("n_eff", group="attention map", decimals=1),
     Column("shared", group="attention map"),
     Column("logit_std", group="attention map"),
+    Column("pairwise", show="data"),
+    Column("unary", show="data"),
     Column("update", group="output"),
     Column("mean_map_error", head="mean-map err.", group="output"),
+)
+CENTRED = tuple(
+    Column(f"centred_{name}", head=name, group="distance, data-set mean removed")
+    for name in ("input", "key", "query", "output")
 )
 ENERGY = tuple(
     Column(name, head=head, group="output energy")
@@ -58,26 +64,28 @@ def distance_table(
     """
     by_site = len({s.site for s in summaries}) > 1
     with_energy = any(summary.energy for summary in summaries)
+    centred = any(column.name in summary.columns for column in CENTRED for summary in summaries)
+    beside = (*(CENTRED if centred else ()), *ACCOMPANYING)
     columns = (
         Column("row", head="", show="print"),
         Column("model", show="data"),
         Column("kind", show="data"),
         Column("site", show="both" if by_site else "data"),
         *(Column(name, group="cosine distance") for name in QUANTITIES),
-        *ACCOMPANYING,
+        *beside,
         *(ENERGY if with_energy else ()),
         Column("n", head="images"),
     )
     rows: list[Row] = []
     for model in dict.fromkeys(summary.model for summary in summaries):
         own = [summary for summary in summaries if summary.model == model]
-        rows += [_row(summary, with_energy, draws) for summary in own]
+        rows += [_row(summary, beside, with_energy, draws) for summary in own]
         if paper and model in paper:
             rows.append(_paper_row(model, paper[model], columns))
     return Table(title, columns, tuple(rows), tuple(_notes(summaries, by_site)), "tab:distances")
 
 
-def _row(summary: SiteSummary, with_energy: bool, draws: int) -> Row:
+def _row(summary: SiteSummary, beside: Sequence[Column], with_energy: bool, draws: int) -> Row:
     names = {"init-all": "at initialisation", "init-block": f"init-block ({draws} draws)"}
     n = max((estimate.n for estimate in summary.quantities.values()), default=0)
     cells = (
@@ -86,7 +94,7 @@ def _row(summary: SiteSummary, with_energy: bool, draws: int) -> Row:
         Cell(summary.kind),
         Cell(summary.site),
         *(_estimate(summary.quantities.get(name)) for name in QUANTITIES),
-        *(_estimate(summary.columns.get(column.name)) for column in ACCOMPANYING),
+        *(_estimate(summary.columns.get(column.name)) for column in beside),
         *(Cell(summary.energy.get(column.name)) for column in (ENERGY if with_energy else ())),
         Cell(n),
     )

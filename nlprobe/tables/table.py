@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import pandas as pd
 
 FORMATS = ("table", "tex", "md", "csv", "json")
@@ -188,6 +189,8 @@ def printed(cell: Cell, decimals: int = 3) -> str:
 def _cell(value: object) -> Cell:
     if isinstance(value, Cell):
         return value
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return Cell(value)
     return Cell(str(value))
@@ -256,6 +259,9 @@ def _widths(table: Table, *, interval_scale: float = 1.0) -> dict[int, int]:
 
 def _terminal(table: Table, width: int | None) -> str:
     widths = {index: count + GAP for index, count in _widths(table).items()}
+    for group, run in groupby(widths, key=lambda index: table.columns[index].group):
+        indices = list(run)
+        widths[indices[-1]] += max(0, len(group) + 2 + GAP - sum(widths[index] for index in indices)) if group else 0
     panels = ["\n".join(_terminal_panel(table, panel, widths)) for panel in _panels(table, widths, width)]
     notes = "\n".join(_fill(note, width) for note in table.notes)
     return "\n\n".join(part for part in (_fill(table.title, width), *panels, notes) if part) + "\n"
@@ -278,7 +284,7 @@ def _terminal_panel(table: Table, panel: Sequence[int], widths: Mapping[int, int
         heads, start = [], 0
         for group, count in _spans(table, panel):
             room = sum(widths[index] for index in panel[start : start + count]) - GAP
-            heads.append(f" {group} ".center(room, "-") if group else " " * room)
+            heads.append(f" {group} ".center(room, "-")[:room] if group else " " * room)
             start += count
         yield gap.join(heads).rstrip()
     yield line(table.columns[index].heading for index in panel)

@@ -1,6 +1,7 @@
 """The table of distances."""
 
 import csv
+import dataclasses
 import io
 import math
 
@@ -52,7 +53,7 @@ def test_the_data_hold_every_column_in_a_fixed_order() -> None:
     plain = [name for name in header if not name.endswith(("_low", "_high", "_n"))]
     assert plain == [
         "model", "kind", "site", *QUANTITIES,
-        "entropy", "n_eff", "shared", "logit_std", "update", "mean_map_error", "n",
+        "entropy", "n_eff", "shared", "logit_std", "pairwise", "unary", "update", "mean_map_error", "n",
     ]  # fmt: skip
 
 
@@ -111,6 +112,15 @@ def test_several_sites_are_named_and_one_goes_into_the_notes() -> None:
 def test_the_energy_shares_are_there_when_they_were_measured() -> None:
     assert "output energy" in distance_table([summary(energy=True)]).render()
     assert "output energy" not in distance_table([summary()]).render()
+
+
+def test_centred_distances_are_there_when_they_were_measured() -> None:
+    one = summary()
+    centred = dataclasses.replace(one, columns={**one.columns, "centred_output": Estimate(0.45, 0.4, 0.5, 50)})
+    text = distance_table([centred]).render()
+    assert "distance, data-set mean removed" not in distance_table([one]).render()
+    assert "data-set mean" in text
+    assert "0.450" in text
 
 
 def test_the_number_of_positions_is_stated() -> None:

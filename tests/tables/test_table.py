@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nlprobe.tables import FORMATS, Cell, Column, Row, Table
@@ -72,6 +73,15 @@ def test_a_wide_table_breaks_between_groups_and_repeats_its_label() -> None:
     assert "att" in first
     assert "output" in first
     assert "n_eff" in second
+
+
+def test_a_group_may_have_a_longer_name_than_its_column() -> None:
+    columns = ("model", Column("a", group="a rather long name"), Column("b", group="other"))
+    head, names, rule, row = Table.of("", columns, [["net", 0.5, 0.25]]).render().splitlines()
+    assert head == f"{'':5}   a rather long name    other"
+    assert names == f"model  {'a':>20}  {'b':>7}"
+    assert rule == "-" * 36
+    assert row == f"net    {'0.500':>20}  {'0.250':>7}"
 
 
 def test_a_very_narrow_terminal_loses_no_column() -> None:
@@ -163,6 +173,11 @@ def test_a_table_without_rows_is_a_table(format: str) -> None:
 def test_names_cannot_break_lines_or_colour_the_terminal() -> None:
     text = Table.of("", ("name", "n"), [["a\n\x1b[31mb", 1]]).render("table")
     assert "a??[31mb  1" in text
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    table = Table.of("", ("name", "a", "b", "c"), [["x", np.int64(3), np.float32(0.25), np.bool_(True)]])
+    assert table.records() == [{"name": "x", "a": 3, "b": 0.25, "c": True}]
 
 
 def test_a_row_of_the_wrong_length_is_refused() -> None:
