@@ -37,7 +37,7 @@ from nlprobe.training.state import BEST, FILES, differences, load_state
 @click.command("train")
 @click.argument("model", required=False)
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Root of a data set with a training and a validation part."
+    "--data", type=click.Path(path_type=Path), help="A data set's root, with a training and a validation part."
 )
 @click.option("--val-data", type=click.Path(path_type=Path), help="A data set to validate on, if --data has one part.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
@@ -199,12 +199,9 @@ def _best(engine: Engine, out: Path) -> Table:
     """The best epoch's line of the log."""
     rows = [row for row in engine.progress.history if row["epoch"] == engine.progress.best_epoch]
     scores = [name for name in rows[0] if name.startswith("val_")]
-    columns = ["run", "epoch", *(Column(name.removeprefix("val_")) for name in scores)]
-    return Table.of(
-        "The best epoch on the validation set",
-        columns,
-        [[str(out), row["epoch"], *(row[s] for s in scores)] for row in rows],
-    )
+    columns = [Column(name) for name in ("run", "epoch", *(name.removeprefix("val_") for name in scores))]
+    cells = [[str(out), row["epoch"], *(row[name] for name in scores)] for row in rows]
+    return Table.of("The best epoch on the validation set", columns, cells)
 
 
 class _Unreadable:
@@ -222,7 +219,4 @@ class _Unreadable:
 
     def summarise(self) -> None:
         if self._names:
-            many = len(self._names) > 1
-            say(
-                f"{len(self._names)} image{'s' if many else ''} could not be read and {'were' if many else 'was'} left out"
-            )
+            say(f"images that could not be read and were left out: {len(self._names)}")

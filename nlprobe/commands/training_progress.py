@@ -15,7 +15,7 @@ class TrainingProgress:
     """An observer of the engine that writes to stderr; used as a context manager it takes its bar away at the end."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[Any] | None = None
         self._started = self._spoke = time.monotonic()
         self._steps = 0
 
@@ -40,10 +40,8 @@ class TrainingProgress:
     def epoch_done(self, engine: Engine, row: Mapping[str, Any], best: bool) -> None:
         """Say what the epoch came to."""
         self._close()
-        scores = (
-            f"loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.1%}; validation: loss {row['val_loss']:.3f}, "
-        )
-        scores += f"top-1 {row['val_top1']:.1%}{' (best so far)' if best else ''}"
+        scores = f"loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.1%}; validation: "
+        scores += f"loss {row['val_loss']:.3f}, top-1 {row['val_top1']:.1%}{' (best so far)' if best else ''}"
         speed = f"{row['images_per_second']:.0f} images/s"
         say(f"{_epoch(engine, row['epoch'] - 1)}: {scores}; {speed}{self._left(engine)}")
         self._spoke = time.monotonic()
@@ -53,20 +51,8 @@ class TrainingProgress:
         self._close()
 
     def _move(self, engine: Engine) -> None:
-        at = engine.progress
         if self._bar is None:
-            ascii_only = not (sys.stderr.encoding or "").lower().startswith("utf")
-            self._bar = tqdm(
-                desc=_epoch(engine, at.epoch),
-                total=engine.steps_per_epoch,
-                initial=at.step - 1,
-                unit=" steps",
-                file=sys.stderr,
-                leave=False,
-                dynamic_ncols=True,
-                ascii=ascii_only,
-                bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}",
-            )
+            self._bar = _new_bar(engine)
         self._bar.set_postfix_str(self._numbers(engine), refresh=False)
         self._bar.update(1)
 
@@ -90,6 +76,20 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _new_bar(engine: Engine) -> "tqdm[Any]":
+    return tqdm(
+        desc=_epoch(engine, engine.progress.epoch),
+        total=engine.steps_per_epoch,
+        initial=engine.progress.step - 1,
+        unit=" steps",
+        file=sys.stderr,
+        leave=False,
+        dynamic_ncols=True,
+        ascii=not (sys.stderr.encoding or "").lower().startswith("utf"),
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}",
+    )
 
 
 def _epoch(engine: Engine, epoch: int) -> str:

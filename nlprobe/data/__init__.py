@@ -5,7 +5,7 @@ from nlprobe.data.dataset import ImageDataset, Sample, data_fingerprint
 from nlprobe.data.images import UnreadableImageError, read_image
 from nlprobe.data.loading import Batch, Batches, derived_seed
 from nlprobe.data.miniature import write_miniature_imagenet
-from nlprobe.data.opening import open_dataset
+from nlprobe.data.opening import open_dataset, open_parts
 from nlprobe.data.preprocessing import Preprocessing
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "data_fingerprint",
     "derived_seed",
     "open_dataset",
+    "open_parts",
     "read_image",
     "write_miniature_imagenet",
 ]

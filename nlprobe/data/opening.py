@@ -9,13 +9,16 @@ from nlprobe.data.images import is_image
 from nlprobe.data.small_images import SmallImages, find_small_images
 from nlprobe.errors import DataError
 
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
 LAYOUTS = (
     "a data set is: train/<class>/ and val/<class>/ (ImageNet), <class>/ (any ImageFolder), an unpacked MNIST, "
     "Fashion-MNIST, CIFAR-10 or CIFAR-100, a folder of photographs, or one photograph"
 )
 
 
-def open_dataset(root: Path | str, split: Literal["train", "val"] = "val") -> ImageDataset:
+def open_dataset(root: Path | str, split: Split = "val") -> ImageDataset:
     """Open the data set at `root`; what it is follows from what lies there.
 
     A folder of class folders that is not parted into `train` and `val` is the same for both splits.
@@ -36,7 +39,7 @@ def open_dataset(root: Path | str, split: Literal["train", "val"] = "val") -> Im
         ) from (error)
 
 
-def _open(root: Path, split: Literal["train", "val"]) -> ImageDataset:
+def _open(root: Path, split: Split) -> ImageDataset:
     if root.is_file():
         if not is_image(root):
             raise DataError(f"`{root}` is a file, but no image", LAYOUTS)
@@ -55,7 +58,7 @@ def _open(root: Path, split: Literal["train", "val"]) -> ImageDataset:
     return _open_flat(root)
 
 
-def _open_split(root: Path, split: str) -> ImageDataset:
+def _open_split(root: Path, split: Split) -> ImageDataset:
     folder = root / split
     if not folder.is_dir():
         there = ", ".join(f"`{path.name}`" for path in class_folders(root))
@@ -99,3 +102,17 @@ def _nearest_folder(path: Path) -> str:
     """The part of the path that does exist, for a message."""
     existing = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
     return f"; `{existing}` is there" if existing else ""
+
+
+def open_parts(root: Path | str) -> dict[str, ImageDataset]:
+    """Every part of a data set by its name: `train` and `val` where it has both, or `all`.
+
+    Raises:
+        DataError: as `open_dataset`.
+    """
+    root = Path(root).expanduser()
+    whole = open_dataset(root, "train" if (root / "train").is_dir() else "val")
+    if isinstance(whole, SmallImages):
+        return {"train": open_dataset(root, "train"), "val": whole}
+    there = [split for split in SPLITS if (root / split).is_dir()]
+    return {split: open_dataset(root, split) for split in there} or {"all": whole}

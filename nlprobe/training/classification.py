@@ -1,6 +1,6 @@
 """Image classification: cross-entropy, top-1 and top-5."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ def rank_of_label(logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"
 
 def evaluate(
     model: nn.Module,
-    batches: Batches | Sequence[Batch],
+    batches: Iterable[Batch],
     device: torch.device,
     *,
     memory_format: torch.memory_format = torch.contiguous_format,

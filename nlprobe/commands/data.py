@@ -1,0 +1,84 @@
+"""`nlprobe data`: write the miniature data sets, and look over any data set."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+
+from nlprobe.commands.options import config_option, force_option, format_option, seed_option
+from nlprobe.commands.report import progress, result, say, wrote
+from nlprobe.data import ImageDataset, UnreadableImageError, open_parts, write_miniature_imagenet
+from nlprobe.errors import DataError
+from nlprobe.tables import Column, Table
+
+
+@click.group("data")
+def command() -> None:
+    """Write the miniature data sets, or look over a data set."""
+
+
+@command.command()
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write into.")
+@click.option("--train", type=click.IntRange(min=10), default=4000, show_default=True, help="Training pictures.")
+@click.option("--val", type=click.IntRange(min=10), default=800, show_default=True, help="Validation pictures.")
+@seed_option
+@force_option
+@config_option
+def miniature(out: Path, train: int, val: int, seed: int, force: bool) -> None:
+    """Write small data sets of real material, each in its native format.
+
+    `OUT/imagenet` has ImageNet's folders: scenes of handwritten digits on photographs, whose class is the digit that
+    most of them are. The files are a function of the seed, byte for byte. Needs scikit-learn.
+
+    \b
+    Example:
+      nlprobe data miniature --out data
+      nlprobe train miniature-imagenet/resnet-nl --data data/imagenet --out runs/nl
+    """
+    wrote(write_miniature_imagenet(out, seed, train, val, force=force, progress=progress))
+
+
+@command.command()
+@click.argument("root", type=click.Path(path_type=Path))
+@format_option()
+def check(root: Path, format: str) -> None:
+    """Say what kind of data set ROOT is, count its images, and read every one.
+
+    An image that cannot be read is named, and the command ends with 4; training and measuring would leave it out.
+    """
+    rows, unreadable = [], 0
+    for name, dataset in open_parts(root).items():
+        bad = list(_unreadable(dataset, name))
+        for error in bad:
+            say(error.cause)
+        unreadable += len(bad)
+        counts = Counter(dataset.labels) if dataset.labels is not None else None
+        classes = len(dataset.classes) if dataset.classes is not None else None
+        smallest = min((counts[label] for label in range(classes or 0)), default=None) if counts else None
+        largest = max(counts.values()) if counts else None
+        rows.append([name, dataset.kind, classes, len(dataset), len(bad), smallest, largest])
+    columns = ("part", "kind", "classes", "images", "unreadable", "smallest class", "largest class")
+    result(Table.of(f"`{root}`", [Column(column) for column in columns], rows).render(format))
+    if unreadable:
+        raise DataError(
+            f"{unreadable} image{'s' if unreadable > 1 else ''} of `{root}` cannot be read",
+            "replace or remove what is named above; training and measuring leave such images out",
+        )
+
+
+def _unreadable(dataset: ImageDataset, part: str) -> Iterator[UnreadableImageError]:
+    """Read every image, on all cores: Pillow decodes without holding Python's lock."""
+
+    def attempt(index: int) -> UnreadableImageError | None:
+        try:
+            dataset.picture(index)
+        except UnreadableImageError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        yield from (
+            error for error in progress(pool.map(attempt, range(len(dataset))), part, len(dataset)) if error is not None
+        )
