@@ -27,7 +27,7 @@ def command() -> None:
 @force_option
 @config_option
 def miniature(out: Path, train: int, val: int, seed: int, force: bool) -> None:
-    """Write small data sets of real material, each in its native format.
+    """Write small data sets of real material.
 
     `OUT/imagenet` has ImageNet's folders: scenes of handwritten digits on photographs, whose class is the digit that
     most of them are. The files are a function of the seed, byte for byte. Needs scikit-learn.
@@ -44,7 +44,9 @@ def miniature(out: Path, train: int, val: int, seed: int, force: bool) -> None:
 @click.argument("root", type=click.Path(path_type=Path))
 @format_option()
 def check(root: Path, format: str) -> None:
-    """Say what kind of data set ROOT is, count its images, and read every one.
+    """Look over a data set and read every image.
+
+    Says what kind of data set ROOT is, and how many classes and images it has.
 
     An image that cannot be read is named, and the command ends with 4; training and measuring would leave it out.
     """

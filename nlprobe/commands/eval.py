@@ -34,13 +34,9 @@ from nlprobe.training import Scores, evaluate
     type=click.Path(path_type=Path),
     help="A checkpoint or a run's folder; repeat it for a table of several.",
 )
-@click.option(
-    "--label", "labels", multiple=True, help="Name of a checkpoint in the table; one for each --ckpt."
-)
+@click.option("--label", "labels", multiple=True, help="Name of a checkpoint in the table; one for each --ckpt.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A data set's root.")
-@click.option(
-    "--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="Its part."
-)
+@click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="Its part.")
 @limit_option
 @batch_size_option(64)
 @seed_option
@@ -80,7 +76,7 @@ def command(
         top1 = _cell(bootstrap_mean(scores.hits(1), seed=seed))
         rows.append([one.label, top1, top5, float(scores.losses.mean()), len(scores.ids), unreadable])
     columns = [Column(name) for name in ("model", "top1", "top5", "loss", "images", "unreadable")]
-    title = f"Single-crop accuracy on {split} of `{data}`"
+    title = f"Single-crop accuracy on the {split} images of {data.resolve().name}"
     result(Table.of(title, columns, rows, notes=("Intervals: 95 % bootstrap over images.",)).render(format))
 
 

@@ -31,7 +31,7 @@ from nlprobe.training import Engine, Recipe, recipe
 from nlprobe.training.keeping import Keeper
 from nlprobe.training.recipes import parse_override
 from nlprobe.training.run import Run, refuse_incompatible
-from nlprobe.training.state import BEST, FILES, differences, load_state
+from nlprobe.training.state import BEST, FILES, STATE, differences, load_state
 
 
 @click.command("train")
@@ -81,7 +81,7 @@ def command(ctx: click.Context, out: Path, format: str, dry_run: bool, force: bo
     if state:
         _take_over(ctx, state["settings"]["flags"])
     elif not dry_run:
-        refuse_existing(out, force=force)
+        _refuse_run(out, force=force)
     run = _run(ctx)
     device = resolve_device(ctx.params["device"])
     changed = differences(state["settings"]["resolved"], run.settings()) if state else {}
@@ -99,7 +99,11 @@ def command(ctx: click.Context, out: Path, format: str, dry_run: bool, force: bo
         engine.load_state(state)
         for key, (then, now) in changed.items():
             say(f"`{key}` was {then}, is now {now}")
-        say(f"going on at epoch {engine.progress.epoch + 1} of {run.recipe.epochs}, after step {engine.progress.step}")
+        at, epochs = engine.progress, run.recipe.epochs
+        if at.epoch < epochs:
+            say(f"going on in epoch {at.epoch + 1} of {epochs}, after step {at.step} of {engine.steps_per_epoch}")
+        else:
+            say(f"the run is complete, with {at.epoch} epochs; --epochs asks for more")
     else:
         for name in FILES:
             (out / name).unlink(missing_ok=True)
@@ -116,6 +120,15 @@ def command(ctx: click.Context, out: Path, format: str, dry_run: bool, force: bo
         unreadable.summarise()
     wrote(out / BEST)
     result(_best(engine, out).render(format))
+
+
+def _refuse_run(out: Path, *, force: bool) -> None:
+    """Raise a ConfigError where a run would be overwritten."""
+    if (out / STATE).is_file() and not force:
+        raise ConfigError(
+            f"`{out}` holds a run already", "go on with it by --resume, replace it with --force, or give another --out"
+        )
+    refuse_existing(out, force=force)
 
 
 def _take_over(ctx: click.Context, flags: dict[str, Any]) -> None:

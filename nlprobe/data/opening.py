@@ -45,7 +45,7 @@ def _open(root: Path, split: Split) -> ImageDataset:
             raise DataError(f"`{root}` is a file, but no image", LAYOUTS)
         return Photographs(root)
     if not root.is_dir():
-        raise DataError(f"`{root}` is not there", "check the path of `--data`" + _nearest_folder(root))
+        raise DataError(f"`{root}` is not there", "check the path" + _nearest_folder(root))
     if small := find_small_images(root):
         if len(small) > 1:
             raise DataError(
