@@ -85,7 +85,7 @@ def test_the_folder_above_points_to_the_data_set(imagenet: Path) -> None:
 
 def test_an_unsorted_validation_archive_is_recognised(imagenet: Path, write_images) -> None:
     write_images(imagenet / "flat" / "val", 2)
-    with pytest.raises(DataError, match="2 images but no class folders\n.*valprep"):
+    with pytest.raises(DataError, match=r"2 images but no class folders\n.*valprep"):
         open_dataset(imagenet / "flat")
 
 

@@ -64,7 +64,7 @@ def test_digits_stand_out_from_the_photograph() -> None:
 
 def test_a_digit_is_drawn_at_its_size_upright_or_turned() -> None:
     one = material("train").digits[material("train").instances(1)[0]]
-    upright, turned = draw_digit(one, 32, 0), draw_digit(one, 32, 90)
+    upright, turned = draw_digit(one, 32, 0.0), draw_digit(one, 32, 90.0)
     assert upright.min() >= 0
     assert upright.max() <= 1
     assert upright.shape[0] == pytest.approx(turned.shape[1], abs=2)
