@@ -2,8 +2,9 @@
 
 from nlprobe.stats.concat_maps import concat_map_statistics, concat_product_statistics
 from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics
+from nlprobe.stats.dot_maps import dot_map_statistics
 from nlprobe.stats.maps import apply_map, map_rows, mean_map
-from nlprobe.stats.products import dot_map_statistics, product_statistics
+from nlprobe.stats.products import product_statistics
 from nlprobe.stats.results import MapStatistics, ProductStatistics
 from nlprobe.stats.single_map import single_map_statistics
 from nlprobe.stats.softmax_maps import softmax_map_statistics

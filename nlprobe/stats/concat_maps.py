@@ -16,8 +16,8 @@ def concat_product_statistics(a: Float[Tensor, "*batch n"], b: Float[Tensor, "*b
     """Statistics of the rows s_i = (a_i + b_j)_j, the concatenation mode's `prod`, before the ReLU.
 
     With α_i = a_i + b̄ and β_j = b_j − b̄, s_i = α_i·1 + β lies in a plane and has the coordinates (√M α_i, ‖β‖): the
-    distance is that of N points in the plane. The row-centred logits are β whatever i: `unary` = mean β², `pairwise` = 0.
-    O(N + M).
+    distance is that of N points in the plane. The row-centred logits are β whatever i: `unary` is mean β², `pairwise`
+    is 0. O(N + M).
 
     Args:
         a: The queries' part w_q·θ(x_i) of the logit.
@@ -121,8 +121,9 @@ def _mean_row_variance(alpha: Tensor, beta: Tensor) -> Tensor:
 def _distance(alpha: Tensor, beta: Tensor, present: Tensor, norm_squared: Tensor) -> Tensor:
     """½ (mean_i ‖v̂_i − u‖² − ‖mean_i v̂_i − u‖²), u: the unit row with the median α of those that are not zero.
 
-    With δ_i = α_i − α_u, η_j = β_j − α_u and y_i = 1/‖v_i‖ the deviation of row i is, where it is active, (δ_i − η_j) y_i
-    for keys that u does not see, δ_i y_i − η_j (y_i − y_u) for those that it sees, and −u_j where row i is not active.
+    With δ_i = α_i − α_u, η_j = β_j − α_u and y_i = 1/‖v_i‖ the deviation of row i is, where it is active,
+    (δ_i − η_j) y_i for keys that u does not see and δ_i y_i − η_j (y_i − y_u) for those that it sees, and −u_j where
+    row i is not active.
     """
     rows = alpha.shape[-1]
     count = present.sum(-1, keepdim=True)

@@ -1,62 +1,211 @@
-"""Statistics of the logit rows q_i·k_j and of the dot product's maps, without an N×M matrix."""
+"""Statistics of the logit rows q_i·k_j, without the N×M matrix that they make."""
 
-import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nlprobe.stats.distance import row_statistics
-from nlprobe.stats.results import MapStatistics, ProductStatistics
-from nlprobe.stats.streaming import kernel, require_finite, spans, wide
+from nlprobe.errors import NlprobeError
+from nlprobe.stats.distance import REFINE_BELOW
+from nlprobe.stats.results import ProductStatistics
+from nlprobe.stats.streaming import block_elements, kernel, require_finite, spans, wide, widened
+
+LARGE = 1 << 28
+"""Multiplications in one set from which float32 products, checked afterwards, are worth while."""
+
+SPLIT_BELOW = 1e-6
+"""Where the pairwise part is a smaller share of the mean squared logit, subtracting loses digits: centre and redo."""
+
+NEARLY_NULL = 1e-9
+"""n_i² relative to ‖q_i‖² tr G under which q_iᵀ G q_i cancels even in float64: sum the squared logits instead."""
+
+ACCEPTED_ERROR = 5e-6
+"""Largest relative error of a result for which float32 products are kept."""
+
+SAMPLE_ROWS = 32
+"""Rows recomputed in float64 to learn the error of the float32 products."""
 
 
 @kernel
 def product_statistics(
     query: Float[Tensor, "*batch n d"], key: Float[Tensor, "*batch m d"], scale: float = 1.0
 ) -> ProductStatistics:
-    """temporary reference form."""
-    require_finite(query=query, key=key)
+    """Statistics of the rows s_i = (scale · q_i·k_j)_j: their distance, and the split of their row-centred variance.
+
+    With G = KᵀK, n_i = √(q_iᵀ G q_i) and s = mean_i q_i/n_i: avg_dist = ½ (1 − sᵀ G s), and where that is small
+    ½ mean_i (q_i/n_i − s)ᵀ G (q_i/n_i − s). The row-centred logits have the variance pairwise + unary,
+    pairwise = tr(C_q C_k), unary = q̄ᵀ C_k q̄, with the biased covariances C; the centred products are formed where
+    pairwise is small against the logits.
+
+    O((N + M)·d²), or O(N·M·d) where that is less (few keys), memory O(d² + N) and a block. float64; large sets are
+    first tried with float32 products, which are kept if the error of n_i² that a sample of rows shows leaves every
+    result within `ACCEPTED_ERROR`.
+
+    Args:
+        query: Queries as they enter the product; half precision is widened first.
+        key: Keys as they enter the product.
+        scale: Factor on the logits; it does not change the distance.
+
+    Returns:
+        The statistics; a row is zero where a query is orthogonal to all keys.
+
+    Raises:
+        NlprobeError: query or key holds NaN or infinity.
+    """
     batch = query.shape[:-2]
-    q, k = query.reshape(-1, *query.shape[-2:]), key.reshape(-1, *key.shape[-2:])
-    parts = [_one(wide(a), wide(b), scale) for a, b in zip(q, k, strict=True)]
-    names = ("avg_dist", "zero_rows", "logit_std", "pairwise", "unary")
-    return ProductStatistics(**{n: torch.stack([p[n] for p in parts]).reshape(batch) for n in names})
-
-
-def _one(q: Tensor, k: Tensor, scale: float) -> dict[str, Tensor]:
-    rows = torch.linalg.cholesky  # noqa: F841
-    _, r = torch.linalg.qr(k)
-    statistics = row_statistics(q @ r.mT)
-    kc, qc = k - k.mean(0), q - q.mean(0)
-    pairwise = (qc.mT @ qc / len(q) * (kc.mT @ kc / len(k))).sum() * scale**2
-    unary = (kc @ q.mean(0)).square().mean() * scale**2
-    return {
-        "avg_dist": statistics.avg_dist,
-        "zero_rows": statistics.zero_rows,
-        "logit_std": (pairwise + unary).sqrt(),
-        "pairwise": pairwise,
-        "unary": unary,
-    }
-
-
-@kernel
-def dot_map_statistics(query: Float[Tensor, "*batch n d"], key: Float[Tensor, "*batch m d"]) -> MapStatistics:
-    """temporary reference form."""
-    product = product_statistics(query, key)
-    batch = query.shape[:-2]
-    q, k = query.reshape(-1, *query.shape[-2:]), key.reshape(-1, *key.shape[-2:])
-    n_eff = []
-    for a, b in zip(q, k, strict=True):
-        parts = []
-        for span in spans(len(a), 512):
-            rows = wide(a[span]) @ wide(b).mT
-            parts.append(rows.abs().sum(-1).square() / rows.square().sum(-1))
-        n_eff.append(torch.cat(parts).nanmean())
-    return MapStatistics(
-        product.avg_dist,
-        product.zero_rows,
-        torch.full_like(product.avg_dist, math.nan),
-        torch.stack(n_eff).reshape(batch),
-        product.unary / (product.unary + product.pairwise),
+    queries, keys = (widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key))
+    n, d, m = queries.shape[-2], queries.shape[-1], keys.shape[-2]
+    parts = []
+    for sets in spans(queries.shape[0], 8 * block_elements(queries.device) // max(1, (n + m) * d)):
+        parts.append(_sets(queries[sets], keys[sets]))
+    found = {name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])}
+    if not bool(torch.isfinite(found["pairwise"] + found["unary"]).all()):
+        require_finite(query=query, key=key)
+        raise NlprobeError("the products of `query` and `key` overflow", "scale them down")
+    pairwise, unary = found["pairwise"] * scale**2, found["unary"] * scale**2
+    return ProductStatistics(
+        avg_dist=found["distance"].reshape(batch),
+        zero_rows=found["zero_rows"].reshape(batch),
+        logit_std=(pairwise + unary).sqrt().reshape(batch),
+        pairwise=pairwise.reshape(batch),
+        unary=unary.reshape(batch),
     )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Results for each of g sets, in float64."""
+
+    distance: Tensor
+    zero_rows: Tensor
+    pairwise: Tensor
+    unary: Tensor
+
+
+def _sets(query: Tensor, key: Tensor) -> _Found:
+    """The statistics of g sets at once, (g, n, d) and (g, m, d)."""
+    (n, d), m = query.shape[-2:], key.shape[-2]
+    by_rows = n * m < (n + m) * d
+    if query.dtype == key.dtype == torch.float32 and not by_rows and (n + m) * d * d >= LARGE:
+        found = _single_precision(query, key)
+        if found is not None:
+            return found
+    return _double_precision(query, key, by_rows)
+
+
+def _double_precision(query: Tensor, key: Tensor, by_rows: bool) -> _Found:
+    n, m = query.shape[-2], key.shape[-2]
+    size, key_size = magnitude(query, (-1,)), magnitude(key, (-2, -1))  # (g, n, 1), (g, 1, 1)
+    rows, keys = wide(query) / size, wide(key) / key_size
+    metric = keys if by_rows else keys.mT @ keys
+    squares, lengths = _quadratic(rows, metric, by_rows), rows.square().sum(-1)  # (g, n)
+    if not by_rows:
+        trace = metric.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+        if bool((squares < NEARLY_NULL * lengths * trace).any()):
+            return _double_precision(query, key, by_rows=True)
+    present = squares > 0
+    count = present.sum(-1)
+    inverse = torch.where(present, squares.rsqrt(), 0.0)
+    centre = (inverse.unsqueeze(-2) @ rows) / count[:, None, None]  # (g, 1, d)
+    distance = (0.5 * (1 - _quadratic(centre, metric, by_rows).squeeze(-1))).clamp_min(0)
+    if bool((distance < REFINE_BELOW).any()):
+        residual = rows * inverse.unsqueeze(-1) - present.unsqueeze(-1) * centre
+        drift = residual.sum(-2, keepdim=True) / count[:, None, None]
+        variance = _quadratic(residual, metric, by_rows).sum(-1) / count
+        distance = (0.5 * (variance - _quadratic(drift, metric, by_rows).squeeze(-1))).clamp_min(0)
+    # the sizes of float64 input are put back where a product of them is formed
+    query_mean = (rows * size).mean(-2, keepdim=True)
+    key_mean = keys.mean(-2, keepdim=True)
+    unary = _variance_along(keys, query_mean)
+    scales = size.squeeze(-1)
+    mean_square = (squares * scales.square()).mean(-1) / m
+    pairwise = mean_square - ((rows @ key_mean.mT).squeeze(-1) * scales).square().mean(-1) - unary
+    if bool((pairwise < SPLIT_BELOW * mean_square).any()):
+        keys = _centred(keys)
+        metric = keys if by_rows else keys.mT @ keys
+        pairwise = _quadratic(_centred(rows * size), metric, by_rows).mean(-1) / m
+    return _Found(
+        distance=torch.where(count > 0, distance, torch.nan),
+        zero_rows=n - count,
+        pairwise=pairwise * key_size.flatten().square(),
+        unary=unary * key_size.flatten().square(),
+    )
+
+
+def _quadratic(rows: Tensor, metric: Tensor, by_rows: bool) -> Tensor:
+    """‖K x‖² for each row x, a block at a time: from the keys themselves (`by_rows`), or from G = KᵀK."""
+    result = rows.new_empty(rows.shape[:-1])
+    step = block_elements(rows.device) // (metric.shape[0] * metric.shape[-2])
+    for span in spans(rows.shape[-2], max(64, step)):
+        block = rows[:, span]
+        if by_rows:
+            result[:, span] = (block @ metric.mT).square_().sum(-1)
+        else:
+            result[:, span] = (block @ metric).mul_(block).sum(-1)
+    return result
+
+
+def _variance_along(keys: Tensor, direction: Tensor) -> Tensor:
+    """Variance of k_j·x over the keys for one x of each set; exactly zero for equal keys."""
+    along = ((keys - keys[:, :1]) @ direction.mT).squeeze(-1)
+    return along.var(-1, correction=0)
+
+
+def _centred(rows: Tensor) -> Tensor:
+    """Rows less their mean, by way of the first row, so that equal rows become exactly zero."""
+    rows = rows - rows[:, :1]
+    return rows.sub_(rows.mean(-2, keepdim=True))
+
+
+def magnitude(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """What float64 input is divided by, lest squares over- or underflow: the largest magnitude over `dims`, never 0."""
+    if rows.dtype != torch.float64:
+        shape = [1 if axis - rows.dim() in dims else length for axis, length in enumerate(rows.shape)]
+        return wide(rows.new_ones(shape))
+    largest = torch.maximum(rows.amax(dims, keepdim=True), -rows.amin(dims, keepdim=True))
+    return torch.where(largest > 0, largest, 1.0)
+
+
+def _single_precision(query: Tensor, key: Tensor) -> _Found | None:
+    """The same from float32 products, or None where the error that a sample shows is too large for a result."""
+    (n, d), m = query.shape[-2:], key.shape[-2]
+    gram, key_sum = wide(key.new_zeros(key.shape[0], d, d)), wide(key.new_zeros(key.shape[0], 1, d))
+    for span in spans(m, 1024):
+        block = key[:, span]
+        gram += block.mT @ block
+        key_sum += block.sum(-2, keepdim=True)
+    metric, key_mean = gram.to(key.dtype), key_sum / m
+    squares, lengths, along = (wide(query.new_empty(query.shape[:2])) for _ in range(3))
+    centre, query_sum = torch.zeros_like(key_sum), torch.zeros_like(key_sum)
+    for span in spans(n, 1024):
+        block = query[:, span]
+        squares[:, span] = (block @ metric).mul_(block).sum(-1)
+        lengths[:, span] = wide(torch.linalg.vector_norm(block, dim=-1)).square()
+        along[:, span] = (block @ key_mean.mT.to(block.dtype)).squeeze(-1)
+        inverse = torch.where(squares[:, span] > 0, squares[:, span].rsqrt(), 0.0)
+        centre += inverse.to(block.dtype).unsqueeze(-2) @ block
+        query_sum += block.sum(-2, keepdim=True)
+    count = (lengths > 0).sum(-1)
+    centre, query_mean = centre / count[:, None, None], query_sum / n
+    sample = torch.linspace(0, n - 1, SAMPLE_ROWS, device=query.device).long()
+    exact = wide(query.new_zeros(query.shape[0], SAMPLE_ROWS + 1))
+    probes = torch.cat((wide(query[:, sample]), centre), dim=-2)
+    along_mean = wide(key.new_empty(key.shape[:2]))
+    for span in spans(m, 1024):
+        block = wide(key[:, span])
+        exact += (probes @ block.mT).square_().sum(-1)
+        along_mean[:, span] = (query_mean @ block.mT).squeeze(-2)
+    distance = 0.5 * (1 - exact[:, -1])
+    unary = along_mean.var(-1, correction=0)
+    mean_square, shared_square = squares.mean(-1) / m, along.square().mean(-1)
+    pairwise = mean_square - shared_square - unary
+    # |error of n_i²| ≤ `error`·‖q_i‖², as the sample shows; the rounding of sums over a block is about 1e-7
+    error = ((squares[:, sample] - exact[:, :-1]).abs() / lengths[:, sample]).nan_to_num(0.0).amax(-1)
+    relative = torch.where(lengths > 0, error.unsqueeze(-1) * lengths / squares.clamp_min(0), 0.0)
+    distance_error = 0.5 * relative.mean(-1) + 1e-7
+    pairwise_error = error * lengths.mean(-1) / m + 2e-7 * shared_square
+    accepted = (distance_error <= ACCEPTED_ERROR * distance) & (pairwise_error <= ACCEPTED_ERROR * pairwise)
+    if not bool(accepted.all()):
+        return None
+    return _Found(distance=distance, zero_rows=n - count, pairwise=pairwise, unary=unary)

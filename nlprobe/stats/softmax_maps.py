@@ -15,8 +15,11 @@ from nlprobe.stats.streaming import block_elements, kernel, require_finite, span
 SHIFT_ROWS = 32
 """Rows whose mean direction is subtracted from all rows: few enough to be free, many enough to dilute an odd one."""
 
+MOST_ELEMENTS = 1 << 21
+"""Float32 numbers in a block of rows: larger ones lose nothing in the cache but more in memory (8 MiB, twice)."""
+
 EVEN_BELOW = 1e-8
-"""M·mean‖c_i‖², the squared coefficient of variation within rows, under which float32 weights leave c too few digits."""
+"""M·mean‖c_i‖², the squared coefficient of variation within rows, under which float32 weights leave c few digits."""
 
 PEAKED_BELOW = 1e-3
 """Mean row entropy in nats under which the sum of float32 weights is too close to 1 for its logarithm."""
@@ -112,7 +115,7 @@ class _Found:
 def _stream(query: Tensor, key: Tensor, scale: float, dtype: torch.dtype, distance_only: bool) -> _Found:
     parts = []
     n, m = query.shape[-2], key.shape[-2]
-    room = max(4 * block_elements(query.device), 128 * m)
+    room = max(min(8 * block_elements(query.device), MOST_ELEMENTS), 64 * m) * 4 // dtype.itemsize
     buffers = query.new_empty(2, room, dtype=dtype)
     for sets in spans(query.shape[0], room // max(1, n * m)):
         parts.append(_sets(query[sets], _centred(key[sets], dtype), scale, buffers, distance_only))
@@ -120,10 +123,11 @@ def _stream(query: Tensor, key: Tensor, scale: float, dtype: torch.dtype, distan
 
 
 def _centred(key: Tensor, dtype: torch.dtype) -> Tensor:
-    """The keys less their mean, by way of the first key, so that equal keys become exactly zero."""
-    key = wide(key)
-    key = key - key[:, :1]
-    return (key - key.mean(-2, keepdim=True)).to(dtype)
+    """The keys less, nearly, their mean; by way of the first key where that costs little, so that equal keys cancel."""
+    if dtype == torch.float32:
+        return key - key.mean(-2, keepdim=True)
+    key = wide(key) - wide(key[:, :1])
+    return key.sub_(key.mean(-2, keepdim=True))
 
 
 def _weights(query: Tensor, key: Tensor, scale: float, logits: Tensor, weights: Tensor) -> None:
@@ -134,7 +138,7 @@ def _weights(query: Tensor, key: Tensor, scale: float, logits: Tensor, weights: 
 
 
 def _sets(query: Tensor, key: Tensor, scale: float, buffers: Tensor, distance_only: bool) -> _Found:
-    """g sets at once, (g, n, d) and (g, m, d), in blocks of r queries."""
+    """The statistics of g sets at once, (g, n, d) and (g, m, d), in blocks of r queries."""
     g, n, m = query.shape[0], query.shape[1], key.shape[1]
     step = max(1, buffers.shape[1] // (g * m))
     sample = torch.linspace(0, n - 1, min(n, SHIFT_ROWS, step), device=query.device).long()
