@@ -1,6 +1,7 @@
 """The pairwise product of a non-local block, y_i = sum_j ω_ij v_j, in its four instantiations."""
 
 import math
+from contextlib import nullcontext
 from typing import Literal, get_args
 
 import torch
@@ -67,10 +68,11 @@ class PairwiseAttention(nn.Module):
         """The weighted sums of the values, one for each query; O((N + M)(d + dv)) memory in every mode."""
         device = query.device.type
         dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
-        if torch.is_autocast_enabled(device) and dtype != torch.float64:  # which autocast leaves alone
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if autocast and dtype != torch.float64:  # which autocast leaves alone
             dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             if self.instantiation == "dot_product":
                 return dot_product_attention(query, key, value)
             if self.instantiation == "concat":

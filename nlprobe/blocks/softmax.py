@@ -40,14 +40,16 @@ def softmax_attention(
     """
     if has_fused_kernel(query, key, value):
         with sdpa_kernel(FUSED):
-            return F.scaled_dot_product_attention(
+            output = F.scaled_dot_product_attention(
                 query.unsqueeze(1).contiguous(),  # (b, 1, n, d): one head
                 key.unsqueeze(1).contiguous(),
                 value.unsqueeze(1).contiguous(),
                 scale=scale,
             ).squeeze(1)
-    output: Tensor = StreamedSoftmax.apply(query, key, value, scale)
-    return output
+        # The kernel for CPUs returns zeros for a query that is NaN, as if all its keys were masked. Say NaN instead.
+        return output + 0 * query.detach().amax(-1, keepdim=True) if query.device.type == "cpu" else output
+    streamed: Tensor = StreamedSoftmax.apply(query, key, value, scale)
+    return streamed
 
 
 def has_fused_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:

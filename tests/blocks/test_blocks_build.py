@@ -1,0 +1,88 @@
+"""Blocks from configurations as they stand in files, and what is said to settings that are wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from nlprobe.blocks import ContextBlock, ContextConfig, NonLocal, NonLocalConfig, block_config, build_block
+from nlprobe.errors import ConfigError
+
+
+@pytest.mark.parametrize("config", [NonLocalConfig("gaussian"), ContextConfig.snl()], ids=lambda config: config.block)
+def test_a_configuration_survives_json_and_builds_its_block(config: NonLocalConfig | ContextConfig) -> None:
+    settings = json.loads(json.dumps(config.as_dict()))
+    assert block_config(settings) == config
+    for given in (config, settings):
+        block = build_block(config.block, 8, 2, given)
+        assert isinstance(block, NonLocal if config.block == "non_local" else ContextBlock)
+        assert block.config == config
+
+
+def test_a_block_must_be_known_and_named() -> None:
+    with pytest.raises(ConfigError, match=r"unknown block: `non-local`\ndid you mean `non_local`\?"):
+        block_config({"block": "non-local"})
+    with pytest.raises(ConfigError, match="do not say which block"):
+        block_config({"reduction": 2})
+    with pytest.raises(ConfigError, match="unknown block: `squeeze`"):
+        build_block("squeeze", 8, 2, NonLocalConfig())
+    with pytest.raises(ConfigError, match="settings of the block `context` given for `non_local`"):
+        build_block("non_local", 8, 2, ContextConfig())
+    with pytest.raises(ConfigError, match="settings of the block `context` given to `non_local`"):
+        NonLocalConfig.from_dict(ContextConfig().as_dict())
+
+
+def test_an_unknown_key_comes_with_the_closest_known_one() -> None:
+    with pytest.raises(
+        ConfigError, match=r"unknown setting of the block `non_local`: `subsample`\ndid you mean `sub_sample`\?"
+    ):
+        block_config({"block": "non_local", "subsample": "none"})
+
+
+def test_scale_and_temperature_belong_to_the_softmax_modes() -> None:
+    for settings in ({"scale": "inv_sqrt"}, {"temperature": 0.5}):
+        for instantiation in ("dot_product", "concat"):
+            with pytest.raises(ConfigError, match=f"`{instantiation}` has no softmax"):
+                NonLocalConfig.from_dict({"instantiation": instantiation, **settings})
+
+
+WRONG = {
+    'NonLocalConfig(instantiation="softmax")': "unknown value for `instantiation` of the block `non_local`: `softmax`",
+    'NonLocalConfig(scale="sqr")': "did you mean `sqrt`",
+    'NonLocalConfig(sub_sample="pool")': "unknown value for `sub_sample`",
+    'NonLocalConfig(norm="layer")': "unknown value for `norm`",
+    "NonLocalConfig(reduction=0)": "`reduction` of the block `non_local` is `0`",
+    "NonLocalConfig(reduction=0.5)": "it must be an integer of at least 1",
+    'NonLocalConfig(bias="false")': "`bias` of the block `non_local` is `'false'`\nit must be true or false",
+    'NonLocalConfig(temperature="1")': "it must be a number above 0",
+    "NonLocalConfig(temperature=0)": "it must be a number above 0",
+    'NonLocalConfig(temperature=float("nan"))': "it must be a number above 0",
+    'ContextConfig(pooling="max")': "unknown value for `pooling` of the block `context`: `max`",
+    'ContextConfig(transform="mlp")': "choose from `linear`, `bottleneck`",
+    'ContextConfig(norm="instance")': "unknown value for `norm`",
+    'ContextConfig(fusion="mul")': "unknown value for `fusion`",
+    "ContextConfig(reduction=True)": "it must be an integer of at least 1",
+    'PairwiseAttention("softmax")': "unknown instantiation `softmax`",
+}
+
+
+def test_values_that_a_setting_cannot_take_are_refused_in_words() -> None:
+    """In a process without the run-time type checks of the tests, which would refuse first."""
+    program = f"""
+import json
+from nlprobe.blocks import *
+from nlprobe.errors import ConfigError
+said = []
+for expression in {list(WRONG)!r}:
+    try:
+        eval(expression)
+    except ConfigError as error:
+        said.append(str(error))
+    else:
+        said.append("nothing")
+print(json.dumps(said))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for (expression, expected), said in zip(WRONG.items(), json.loads(done.stdout), strict=True):
+        assert expected in said, expression
