@@ -18,7 +18,9 @@ NEARLY_NULL = 1e-4
 
 
 @kernel
-def dot_map_statistics(query: Float[Tensor, "*batch n d"], key: Float[Tensor, "*batch m d"]) -> MapStatistics:
+def dot_map_statistics(
+    query: Float[Tensor, "*batch n d"], key: Float[Tensor, "*batch m d"], distance_only: bool = False
+) -> MapStatistics:
     """Statistics of the rows a_i = (q_i·k_j / M)_j of dot product attention (section 3.1).
 
     The distance is that of the logits, and `shared` is unary/(unary + pairwise) (`product_statistics`): both from d×d
@@ -28,24 +30,26 @@ def dot_map_statistics(query: Float[Tensor, "*batch n d"], key: Float[Tensor, "*
     Args:
         query: Queries as they enter the product; half precision is widened first.
         key: Keys as they enter the product.
+        distance_only: Leave n_eff out (NaN), and with it every product of N×M.
 
     Raises:
         NlprobeError: query or key holds NaN or infinity.
     """
     product = product_statistics(query, key)
-    batch = query.shape[:-2]
-    queries, keys = (widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key))
+    undefined = torch.full_like(product.avg_dist, math.nan)
     total = product.unary + product.pairwise
     return MapStatistics(
         avg_dist=product.avg_dist,
         zero_rows=product.zero_rows,
-        entropy=torch.full_like(product.avg_dist, math.nan),
-        n_eff=_n_eff(queries, keys).reshape(batch),
+        entropy=undefined,
+        n_eff=undefined if distance_only else _n_eff(query, key),
         shared=torch.where(total > 0, product.unary / total, math.nan),
     )
 
 
 def _n_eff(query: Tensor, key: Tensor) -> Tensor:
+    batch = query.shape[:-2]
+    query, key = (widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key))
     (s, n, d), m = query.shape, key.shape[-2]
     result = wide(query.new_empty(s))
     for sets in spans(s, 4 * block_elements(query.device) // max(1, n * m)):
@@ -56,7 +60,7 @@ def _n_eff(query: Tensor, key: Tensor) -> Tensor:
                 result[sets] = mean
                 continue
         result[sets], _ = _streamed(wide(q) / magnitude(q, (-1,)), wide(k) / magnitude(k, (-2, -1)))
-    return result
+    return result.reshape(batch)
 
 
 def _streamed(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
