@@ -8,10 +8,10 @@ from typing import Any
 from tqdm import tqdm
 
 from nlprobe.commands.report import SECONDS_BETWEEN_LINES, say
-from nlprobe.training import Engine
+from nlprobe.training import Engine, Observer
 
 
-class TrainingProgress:
+class TrainingProgress(Observer):
     """An observer of the engine that writes to stderr; used as a context manager it takes its bar away at the end."""
 
     def __init__(self) -> None:

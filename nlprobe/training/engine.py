@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class Progress:
         return {name: total / self.images for name, total in self.sums.items()} if self.images else {}
 
 
-class Observer(Protocol):
-    """Looks on: shows progress, writes checkpoints, measures the network every so often."""
+class Observer:
+    """Looks on: shows progress, writes checkpoints, measures the network every so often; here, does nothing."""
 
     def step_done(self, engine: "Engine") -> None:
         """A step is done; the sums of `engine.progress` include it on a CPU, and lag a few steps elsewhere."""

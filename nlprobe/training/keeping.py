@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from nlprobe.checkpoints import save_checkpoint
-from nlprobe.training.engine import Engine
+from nlprobe.training.engine import Engine, Observer
 from nlprobe.training.state import BEST, LAST, save_state, write_log
 
 
-class Keeper:
+class Keeper(Observer):
     """An observer that writes into a run's folder; every file is whole at any time.
 
     Args:
@@ -20,9 +20,6 @@ class Keeper:
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self._folder, self._metadata, self._settings = folder, metadata, settings
-
-    def step_done(self, engine: Engine) -> None:
-        """Nothing: a run is kept at the ends of epochs, and where it is interrupted."""
 
     def epoch_done(self, engine: Engine, row: Mapping[str, Any], best: bool) -> None:
         """Write checkpoints, then the log, then the state: a crash in between repeats the epoch, to the same bits."""

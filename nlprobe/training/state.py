@@ -51,7 +51,7 @@ def load_state(folder: Path) -> dict[str, Any]:
     # torch raises RuntimeError, UnpicklingError, EOFError, … on damaged files.
     except Exception as error:
         raise CheckpointError(
-            f"`{path}` is damaged or no training state: {str(error).splitlines()[0]}",
+            f"`{path}` is damaged or no training state: {(str(error) or type(error).__name__).splitlines()[0]}",
             "start anew, with `--force` in the same folder",
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

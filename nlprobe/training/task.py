@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ class Loss:
     sums: dict[str, Tensor] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Task(Protocol):
     """Data, loss and score of one task; the engine knows no more about any.
 

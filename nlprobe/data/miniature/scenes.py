@@ -29,8 +29,8 @@ class SceneSettings:
     """What scenes look like; lengths are in pixels of a square scene of `size`."""
 
     size: int = 128
-    smallest: int = 22
-    largest: int = 32
+    smallest: int = 26
+    largest: int = 38
     rotation: float = 12.0
     least_visible: float = 0.7
     clutter: int = 4

@@ -19,7 +19,7 @@ from nlprobe.models.zoo.entry import ModelEntry
 from nlprobe.models.zoo.paper import paper_row
 
 RESNET50 = ARCHITECTURES["resnet50"]
-MINIATURE = ResNetConfig(layers=(1, 2, 2, 2), width=16, classes=10)
+MINIATURE = ResNetConfig(layers=(1, 2, 2, 2), block="basic", width=16, classes=10)
 
 NON_LOCAL = NonLocalConfig(sub_sample="pool_then_project")
 

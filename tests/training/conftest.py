@@ -1,0 +1,43 @@
+"""A learnable toy set in memory and a network of a few thousand parameters, so that a run takes a second."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from training_reference import Stripes
+
+from nlprobe.blocks import NonLocalConfig
+from nlprobe.data import Augmentation, ImageDataset, Preprocessing
+from nlprobe.models import Insertion, ResNetConfig
+from nlprobe.training import Recipe
+from nlprobe.training.run import Run
+from nlprobe.training.schedules import Schedule
+
+CONFIG = ResNetConfig(
+    layers=(1, 1, 2, 1),
+    block="basic",
+    width=4,
+    classes=2,
+    insertions=(Insertion(NonLocalConfig(), "c3", blocks=(0,), place="after_add"),),
+)
+RECIPE = replace(
+    Recipe("toy"),
+    epochs=3,
+    batch_size=8,
+    schedule=Schedule("cosine", warmup_epochs=1.0),
+    augmentation=Augmentation(area=(0.5, 1.0), flip=0.5),
+    preprocessing=Preprocessing(32, 32),
+)
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run() -> MakeRun:
+    """A function that makes a toy run; settings of the recipe can be overridden."""
+
+    def make(seed: int = 0, training: ImageDataset | None = None, **settings: object) -> Run:
+        recipe = RECIPE.override({key.replace("__", "."): value for key, value in settings.items()})
+        return Run(None, CONFIG, recipe, training or Stripes(40), Stripes(16, 1000), seed)
+
+    return make
