@@ -8,7 +8,7 @@ import click
 import torch
 
 from nlprobe.commands.options import format_option
-from nlprobe.commands.report import result, say
+from nlprobe.commands.report import result, say, terminal_width
 from nlprobe.commands.sources import Labelled, read_checkpoints
 from nlprobe.errors import ConfigError
 from nlprobe.probe import Site, find_sites, probe
@@ -66,7 +66,7 @@ def command(checkpoint: Path | None, ckpt: Path | None, size: int | None, format
         )
         for site in sites
     )
-    result(Table(f"Attention sites of {one.label} at {crop}x{crop}", COLUMNS, rows).render(format))
+    result(Table(f"Attention sites of {one.label} at {crop}x{crop}", COLUMNS, rows).render(format, width=terminal_width()))
 
 
 def _positions(one: Labelled, size: int) -> dict[str, tuple[int, int]]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from nlprobe.commands.options import (
     seed_option,
     workers_option,
 )
-from nlprobe.commands.report import result, say, wrote
+from nlprobe.commands.report import result, say, terminal_width, wrote
 from nlprobe.commands.sources import Images, Labelled, read_checkpoints
 from nlprobe.data import data_fingerprint, open_dataset
 from nlprobe.data.part import Part
@@ -184,8 +183,8 @@ def command(
         if unfinished is not None:
             shutil.rmtree(unfinished)
         wrote(out)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    result(json.dumps(payload, indent=1, allow_nan=False) if format == "json" else table.render(format, width=width))
+    as_json = json.dumps(payload, indent=1, allow_nan=False)
+    result(as_json if format == "json" else table.render(format, width=terminal_width()))
 
 
 def _unfinished(ctx: click.Context, out: Path | None, *, resume: bool, force: bool) -> Path | None:

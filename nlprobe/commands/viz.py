@@ -9,7 +9,7 @@ from PIL import Image
 
 from nlprobe.checkpoints import initial_model
 from nlprobe.commands.options import config_option, device_option, force_option, format_option, resolve_device
-from nlprobe.commands.report import result, wrote
+from nlprobe.commands.report import result, terminal_width, wrote
 from nlprobe.commands.sources import Labelled, read_checkpoints
 from nlprobe.data import Preprocessing, open_dataset
 from nlprobe.data.part import Part
@@ -41,6 +41,8 @@ class QueryType(click.ParamType):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[float | int, float | int]:
         """Numbers from text; a share stays a float and pixels an int, which is how they are told apart later."""
+        if isinstance(value, tuple):
+            return value
         parts = [part.strip() for part in str(value).split(",")]
         try:
             if len(parts) == 2 and all(part.endswith("%") for part in parts):
@@ -163,7 +165,7 @@ def attention(
     arrays |= {f"mean_{index}": maps.mean for index, maps in enumerate(found)}
     for path in save_figure(figure, stem, formats=kinds, data=attention_data(found, percentile), arrays=arrays):
         wrote(path)
-    result(_table(found).render(format))
+    result(_table(found).render(format, width=terminal_width()))
 
 
 def _pictures(sources: tuple[Path, ...], limit: int) -> list[tuple[str, Image.Image]]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -191,7 +192,10 @@ def test_an_unknown_format_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None and os.environ.get("CI") != "true",
+    reason="pdflatex is not installed (apt-get install texlive-latex-recommended)",
+)
 @pytest.mark.parametrize("options", ["", "[twocolumn]"], ids=["one-column", "two-column"])
 def test_latex_compiles_in_a_bare_article(tmp_path: Path, options: str) -> None:
     nasty = Table.of("A_b & c % d ~ é 漢", ("#", "x_y"), [["[1]", 1e-7], ["*", -0.5], ["\\relax{}", math.nan]])
