@@ -8,7 +8,7 @@ import click
 import torch
 from click.core import ParameterSource
 
-from nlprobe.commands.config import settings, write_settings
+from nlprobe.commands.config import write_settings
 from nlprobe.commands.options import (
     config_option,
     device_option,
@@ -32,6 +32,12 @@ from nlprobe.training.keeping import Keeper
 from nlprobe.training.recipes import parse_override
 from nlprobe.training.run import Run, refuse_incompatible
 from nlprobe.training.state import BEST, FILES, STATE, differences, load_state
+
+# Parameters that a run remembers, beside those of one call such as --out and --format.
+_TAKEN_OVER = (
+    *("model", "data", "val_data", "recipe_name", "epochs", "batch_size", "learning_rate", "overrides"),
+    *("seed", "device", "workers"),
+)
 
 
 @click.command("train")
@@ -140,9 +146,9 @@ def _take_over(ctx: click.Context, flags: dict[str, Any]) -> None:
 
 
 def _flags(ctx: click.Context) -> dict[str, Any]:
-    """The settings in force by parameter, as plain values, with paths that hold from any folder."""
-    flags = {key.replace("-", "_"): value for key, value in settings(ctx).items() if key not in ("out", "format")}
-    return flags | {name: str(Path(flags[name]).resolve()) for name in ("data", "val_data") if name in flags}
+    """The flags in force that --resume takes over, as plain values, with paths that hold from any folder."""
+    flags = {name: ctx.params[name] for name in _TAKEN_OVER if ctx.params[name] is not None}
+    return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in flags.items()}
 
 
 def _run(ctx: click.Context) -> Run:

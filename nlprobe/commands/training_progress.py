@@ -42,8 +42,8 @@ class TrainingProgress(Observer):
         self._close()
         scores = f"loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.1%}; validation: "
         scores += f"loss {row['val_loss']:.3f}, top-1 {row['val_top1']:.1%}{' (best so far)' if best else ''}"
-        speed = f"{row['images_per_second']:.0f} images/s"
-        say(f"{_epoch(engine, row['epoch'] - 1)}: {scores}; {speed}{self._left(engine)}")
+        speed = f"; {row['images_per_second']:.0f} images/s" if row["images_per_second"] else ""
+        say(f"{_epoch(engine, row['epoch'] - 1)}: {scores}{speed}{self._left(engine)}")
         self._spoke = time.monotonic()
 
     def interrupted(self, engine: Engine) -> None:

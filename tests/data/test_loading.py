@@ -30,7 +30,6 @@ def test_batches_hold_images_labels_and_names(imagenet: Path) -> None:
     assert batch.labels.tolist() == [0 if name.startswith("cat") else 1 for name in batch.ids]
 
 
-@pytest.mark.slow
 def test_workers_do_not_change_a_bit(imagenet: Path) -> None:
     with_workers = loaded(imagenet, workers=2)
     for epoch in (0, 1):

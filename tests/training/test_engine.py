@@ -115,7 +115,6 @@ def test_the_signal_handler_is_put_back(make_run) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-@pytest.mark.slow
 def test_workers_do_not_change_a_bit(make_run) -> None:
     prints = []
     for workers in (0, 2):

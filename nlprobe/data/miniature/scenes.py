@@ -166,14 +166,14 @@ class _Canvas:
 
 
 def _background(material: Material, rng: np.random.Generator, settings: SceneSettings) -> Float[np.ndarray, "h w 3"]:
-    """A square crop of a photograph, resized, sometimes mirrored, its contrast lowered so that digits stand out."""
+    """A square crop of a photograph, resized, mirrored or not, tinted, its contrast lowered so that digits stand out."""
     photograph = material.photographs[rng.integers(len(material.photographs))]
     crop = _square(photograph, settings.smallest_crop, min(photograph.shape[:2]), rng)
     resized = Image.fromarray(crop).resize((settings.size, settings.size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.float32)
-    if rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return rng.uniform(0.6, 1.0) * (pixels - 128) + 128
+    pixels = pixels[:: 1 - 2 * int(rng.integers(2)), :: 1 - 2 * int(rng.integers(2))]
+    tint = rng.uniform(0.7, 1.3, 3).astype(np.float32)
+    return np.clip(rng.uniform(0.5, 1.0) * (tint * pixels - 128) + 128, 0, 255)
 
 
 def _square(photograph: np.ndarray, smallest: int, largest: int, rng: np.random.Generator) -> np.ndarray:

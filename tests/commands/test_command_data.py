@@ -1,0 +1,64 @@
+"""`nlprobe data`: in process, as a newcomer would call it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nlprobe.cli import run
+from nlprobe.data import write_miniature_imagenet
+
+
+@pytest.fixture
+def miniature(tmp_path: Path) -> Path:
+    return write_miniature_imagenet(tmp_path / "data", train=10, val=10)
+
+
+def test_miniature_writes_imagenet_folders_and_says_where(tmp_path: Path, capsys) -> None:
+    assert run(["data", "miniature", "--out", str(tmp_path), "--train", "20", "--val", "10"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"wrote {tmp_path / 'imagenet'}" in err
+    assert len(list((tmp_path / "imagenet" / "train").glob("*/*.JPEG"))) == 20
+    assert len(list((tmp_path / "imagenet" / "val").glob("*/*.JPEG"))) == 10
+
+
+def test_miniature_is_not_overwritten_without_force(miniature: Path, capsys) -> None:
+    assert run(["data", "miniature", "--out", str(miniature.parent), "--train", "20", "--val", "10"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert len(list(miniature.glob("train/*/*.JPEG"))) == 10
+
+
+def test_too_few_pictures_are_a_usage_error(tmp_path: Path) -> None:
+    assert run(["data", "miniature", "--out", str(tmp_path), "--train", "3"]) == 2
+    assert not (tmp_path / "imagenet").exists()
+
+
+def test_check_counts_both_parts(miniature: Path, capsys) -> None:
+    assert run(["data", "check", str(miniature), "--format", "json"]) == 0
+    parts = json.loads(capsys.readouterr().out)
+    assert [(part["part"], part["images"], part["classes"], part["unreadable"]) for part in parts] == [
+        ("train", 10, 10, 0),
+        ("val", 10, 10, 0),
+    ]
+
+
+def test_check_of_photographs(photographs: Path, capsys) -> None:
+    assert run(["data", "check", str(photographs), "--format", "json"]) == 0
+    (part,) = json.loads(capsys.readouterr().out)
+    assert (part["part"], part["kind"], part["images"]) == ("all", "photographs", 5)
+
+
+def test_check_names_what_cannot_be_read_and_ends_with_4(miniature: Path, capsys) -> None:
+    bad = next(miniature.glob("val/3_three/*"))
+    bad.write_bytes(bad.read_bytes()[:400])
+    assert run(["data", "check", str(miniature)]) == 4
+    out, err = capsys.readouterr()
+    assert "ImageNet folders" in out
+    assert f"`3_three/{bad.name}` cannot be read" in err
+    assert "1 image of" in err
+
+
+def test_check_of_a_missing_folder_ends_with_4(tmp_path: Path, capsys) -> None:
+    assert run(["data", "check", str(tmp_path / "nowhere")]) == 4
+    assert "is not there" in capsys.readouterr().err
