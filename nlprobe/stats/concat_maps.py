@@ -72,7 +72,7 @@ def concat_map_statistics(a: Float[Tensor, "*batch n"], b: Float[Tensor, "*batch
     mean, variance = _active_moments(alpha, beta, active)
     norm_squared = active * (mean.square() + variance)
     n_eff = torch.where(present, active * mean.square() / (mean.square() + variance), math.nan).nanmean(-1)
-    unevenness = active * (variance + mean.square() * (1 - active / keys))
+    unevenness = active * (variance + mean.square() * (1 - active.to(mean.dtype) / keys))
     return MapStatistics(
         avg_dist=_distance(alpha, beta, present, norm_squared),
         zero_rows=(~present).sum(-1),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nlprobe.stats.products import magnitude, product_statistics
 from nlprobe.stats.results import MapStatistics
-from nlprobe.stats.streaming import block_elements, kernel, spans, wide, widened
+from nlprobe.stats.streaming import UNDERFLOW, block_elements, kernel, spans, wide, widened
 
 SMALL = 1 << 24
 """Multiplications up to which float64 products cost nothing that is felt."""
@@ -78,7 +78,8 @@ def _streamed(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         square = wide(torch.linalg.vector_norm(logits, dim=-1)).square()
         mass = wide(logits.abs_().sum(-1))
         length = wide(torch.linalg.vector_norm(block, dim=-1)).square()
-        reliable = reliable & ((square >= shortest * length) & torch.isfinite(square)).all()
+        long_enough = (square >= shortest * length) & (square.minimum(length) > UNDERFLOW) & torch.isfinite(square)
+        reliable = reliable & (long_enough | ~block.any(-1)).all()
         present = square > 0
         total += torch.where(present, mass.square() / square, 0.0).sum(-1)
         count += present.sum(-1)

@@ -13,8 +13,8 @@ from nlprobe.errors import ConfigError
 from nlprobe.stats.streaming import kernel, require_finite, spans, widened
 
 INSTANTIATIONS = ("gaussian", "embedded_gaussian", "dot_product", "concat")
-BLOCK_ELEMENTS = 1 << 21
-"""Elements of one block of rows: 8 MiB in float32."""
+BLOCK_ELEMENTS = 1 << 19
+"""Elements of one block of rows: 2 MiB in float32."""
 
 Weights = tuple[Float[Tensor, " d"], Float[Tensor, " d"]]
 
@@ -69,7 +69,7 @@ def mean_map(
         weights: (w_q, w_k), concat only.
 
     Returns:
-        mean_i ω_i, summed in float64.
+        mean_i ω_i, in float64.
 
     Raises:
         ConfigError: instantiation is not one of the four, or concat has no weights.
@@ -79,7 +79,7 @@ def mean_map(
     total = torch.zeros(*key.shape[:-1], dtype=torch.float64, device=widened(key[..., :0]).device)
     sums = total.view(-1, key.shape[-2])
     for sets, _, block in _blocks(instantiation, query, key, scale, weights):
-        sums[sets] += block.sum(-2, dtype=torch.float64)
+        sums[sets] += block.sum(-2)
     return total / query.shape[-2]
 
 

@@ -1,15 +1,15 @@
 """Statistics of the logit rows q_i·k_j, without the N×M matrix that they make."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nlprobe.errors import NlprobeError
 from nlprobe.stats.distance import REFINE_BELOW
 from nlprobe.stats.results import ProductStatistics
-from nlprobe.stats.streaming import block_elements, kernel, require_finite, spans, wide, widened
+from nlprobe.stats.streaming import UNDERFLOW, block_elements, kernel, require_finite, spans, wide, widened
 
 LARGE = 1 << 28
 """Multiplications in one set from which float32 products, checked afterwards, are worth while."""
@@ -62,7 +62,6 @@ def product_statistics(
     found = {name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])}
     if not bool(torch.isfinite(found["pairwise"] + found["unary"]).all()):
         require_finite(query=query, key=key)
-        raise NlprobeError("the products of `query` and `key` overflow", "scale them down")
     pairwise, unary = found["pairwise"] * scale**2, found["unary"] * scale**2
     return ProductStatistics(
         avg_dist=found["distance"].reshape(batch),
@@ -96,66 +95,97 @@ def _sets(query: Tensor, key: Tensor) -> _Found:
 
 def _double_precision(query: Tensor, key: Tensor, by_rows: bool) -> _Found:
     n, m = query.shape[-2], key.shape[-2]
-    size, key_size = magnitude(query, (-1,)), magnitude(key, (-2, -1))  # (g, n, 1), (g, 1, 1)
-    rows, keys = wide(query) / size, wide(key) / key_size
-    metric = keys if by_rows else keys.mT @ keys
-    squares, lengths = _quadratic(rows, metric, by_rows), rows.square().sum(-1)  # (g, n)
+    size, key_size = magnitude(query, (-1,)), magnitude(key, (-2, -1)).expand(-1, m, -1)  # (g, n, 1), (g, m, 1)
+    first = wide(key[:, :1]) / key_size[:, :1]
+    offset = _mean(key, key_size, first)  # measured from the first key, so that equal keys have exactly no variance
+    metric = _metric(key, key_size, torch.zeros_like(first), by_rows)
+    squares, lengths, along = (wide(query.new_empty(query.shape[:2])) for _ in range(3))
+    for span, rows in _blocks(query, size):
+        squares[:, span], lengths[:, span] = _quadratic(rows, metric, by_rows), rows.square().sum(-1)
+        along[:, span] = (rows @ (first + offset).mT).squeeze(-1)
     if not by_rows:
         trace = metric.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
         if bool((squares < NEARLY_NULL * lengths * trace).any()):
             return _double_precision(query, key, by_rows=True)
-    present = squares > 0
-    count = present.sum(-1)
-    inverse = torch.where(present, squares.rsqrt(), 0.0)
-    centre = (inverse.unsqueeze(-2) @ rows) / count[:, None, None]  # (g, 1, d)
+    inverse = torch.where(squares > 0, squares.rsqrt(), 0.0).unsqueeze(-1)
+    count = (squares > 0).sum(-1)
+    centre = sum(
+        ((rows * inverse[:, span]).sum(-2, keepdim=True) for span, rows in _blocks(query, size)), start=first * 0
+    )
+    centre = centre / count[:, None, None]
     distance = (0.5 * (1 - _quadratic(centre, metric, by_rows).squeeze(-1))).clamp_min(0)
     if bool((distance < REFINE_BELOW).any()):
-        residual = rows * inverse.unsqueeze(-1) - present.unsqueeze(-1) * centre
-        drift = residual.sum(-2, keepdim=True) / count[:, None, None]
-        variance = _quadratic(residual, metric, by_rows).sum(-1) / count
-        distance = (0.5 * (variance - _quadratic(drift, metric, by_rows).squeeze(-1))).clamp_min(0)
-    # the sizes of float64 input are put back where a product of them is formed
-    query_mean = (rows * size).mean(-2, keepdim=True)
-    key_mean = keys.mean(-2, keepdim=True)
-    unary = _variance_along(keys, query_mean)
-    scales = size.squeeze(-1)
-    mean_square = (squares * scales.square()).mean(-1) / m
-    pairwise = mean_square - ((rows @ key_mean.mT).squeeze(-1) * scales).square().mean(-1) - unary
+        distance = 0.5 * _variance(query, size, inverse, centre, metric, by_rows)
+    # the rows' own sizes, relative to the largest, come back here; the largest last
+    query_size = size.amax(-2, keepdim=True)
+    relative = (size / query_size).squeeze(-1)
+    query_mean = _mean(query, query_size.expand(-1, n, -1), torch.zeros_like(first))
+    unary = torch.cat([((rows - first) @ query_mean.mT).squeeze(-1) for _, rows in _blocks(key, key_size)], dim=-1).var(
+        -1, correction=0
+    )
+    mean_square = (squares * relative.square()).mean(-1) / m
+    pairwise = mean_square - (along * relative).square().mean(-1) - unary
     if bool((pairwise < SPLIT_BELOW * mean_square).any()):
-        keys = _centred(keys)
-        metric = keys if by_rows else keys.mT @ keys
-        pairwise = _quadratic(_centred(rows * size), metric, by_rows).mean(-1) / m
+        metric = _metric(key, key_size, first, by_rows, offset)
+        whole = query_size.expand(-1, n, -1)
+        first_query = wide(query[:, :1]) / query_size
+        query_offset = _mean(query, whole, first_query)
+        total = torch.zeros_like(unary)
+        for _, rows in _blocks(query, whole):
+            total += _quadratic(rows - first_query - query_offset, metric, by_rows).sum(-1)
+        pairwise = total / (n * m)
+    factor = (query_size * key_size[:, :1]).flatten().square()
     return _Found(
         distance=torch.where(count > 0, distance, torch.nan),
         zero_rows=n - count,
-        pairwise=pairwise * key_size.flatten().square(),
-        unary=unary * key_size.flatten().square(),
+        pairwise=pairwise * factor,
+        unary=unary * factor,
     )
 
 
-def _quadratic(rows: Tensor, metric: Tensor, by_rows: bool) -> Tensor:
-    """‖K x‖² for each row x, a block at a time: from the keys themselves (`by_rows`), or from G = KᵀK."""
-    result = rows.new_empty(rows.shape[:-1])
-    step = block_elements(rows.device) // (metric.shape[0] * metric.shape[-2])
+def _blocks(rows: Tensor, size: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of rows in float64, divided by their size."""
+    step = block_elements(rows.device) // (rows.shape[0] * rows.shape[-1])
     for span in spans(rows.shape[-2], max(64, step)):
-        block = rows[:, span]
-        if by_rows:
-            result[:, span] = (block @ metric.mT).square_().sum(-1)
-        else:
-            result[:, span] = (block @ metric).mul_(block).sum(-1)
-    return result
+        yield span, wide(rows[:, span]) / size[:, span]
 
 
-def _variance_along(keys: Tensor, direction: Tensor) -> Tensor:
-    """Variance of k_j·x over the keys for one x of each set; exactly zero for equal keys."""
-    along = ((keys - keys[:, :1]) @ direction.mT).squeeze(-1)
-    return along.var(-1, correction=0)
+def _mean(rows: Tensor, size: Tensor, origin: Tensor) -> Tensor:
+    """Mean of the rows over their size, less `origin`: (g, 1, d)."""
+    total = torch.zeros_like(origin)
+    for _, block in _blocks(rows, size):
+        total += (block - origin).sum(-2, keepdim=True)
+    return total / rows.shape[-2]
 
 
-def _centred(rows: Tensor) -> Tensor:
-    """Rows less their mean, by way of the first row, so that equal rows become exactly zero."""
-    rows = rows - rows[:, :1]
-    return rows.sub_(rows.mean(-2, keepdim=True))
+def _metric(key: Tensor, size: Tensor, first: Tensor, by_rows: bool, offset: Tensor | float = 0.0) -> Tensor:
+    """K less `first` less `offset`, in that order: as it is (`by_rows`), or as KᵀK."""
+    if by_rows:
+        return wide(key) / size - first - offset
+    gram = wide(key.new_zeros(key.shape[0], key.shape[-1], key.shape[-1]))
+    for _, rows in _blocks(key, size):
+        rows = rows - first - offset
+        gram.baddbmm_(rows.mT, rows)
+    return gram
+
+
+def _quadratic(rows: Tensor, metric: Tensor, by_rows: bool) -> Tensor:
+    """‖K x‖² for each row x."""
+    if by_rows:
+        return (rows @ metric.mT).square_().sum(-1)
+    return (rows @ metric).mul_(rows).sum(-1)
+
+
+def _variance(query: Tensor, size: Tensor, inverse: Tensor, centre: Tensor, metric: Tensor, by_rows: bool) -> Tensor:
+    """Variance of the unit rows around their mean K·centre, from the residuals; zero rows are left out."""
+    squares, drift = wide(query.new_zeros(query.shape[0])), torch.zeros_like(centre)
+    for span, rows in _blocks(query, size):
+        residual = rows * inverse[:, span] - (inverse[:, span] > 0) * centre
+        squares += _quadratic(residual, metric, by_rows).sum(-1)
+        drift += residual.sum(-2, keepdim=True)
+    count = (inverse > 0).sum((-2, -1))
+    drift_square = _quadratic(drift / count[:, None, None], metric, by_rows).squeeze(-1)
+    return (squares / count - drift_square).clamp_min(0)
 
 
 def magnitude(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -186,6 +216,8 @@ def _single_precision(query: Tensor, key: Tensor) -> _Found | None:
         inverse = torch.where(squares[:, span] > 0, squares[:, span].rsqrt(), 0.0)
         centre += inverse.to(block.dtype).unsqueeze(-2) @ block
         query_sum += block.sum(-2, keepdim=True)
+    if bool(query[lengths < UNDERFLOW].any()):
+        return None
     count = (lengths > 0).sum(-1)
     centre, query_mean = centre / count[:, None, None], query_sum / n
     sample = torch.linspace(0, n - 1, SAMPLE_ROWS, device=query.device).long()

@@ -14,6 +14,10 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
+UNDERFLOW = 1e-30
+"""Squared float32 norms below this have lost digits, or all of themselves, to underflow."""
+
+
 def kernel(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Run a kernel without gradients and with autocast off, whatever surrounds the call."""
 

@@ -252,4 +252,6 @@ def test_agrees_with_torchmetrics_and_scikit_learn(shape: tuple[int, int]) -> No
     v = rows(shape, 15).double()
     similarity = torchmetrics.functional.pairwise_cosine_similarity(v, v, zero_diagonal=False)
     assert avg_dist(v).item() == pytest.approx(((1 - similarity) / 2).mean().item(), rel=1e-9)
-    assert avg_dist(v).item() == pytest.approx(sklearn.metrics.pairwise.cosine_distances(v.numpy()).mean() / 2, rel=1e-9)
+    assert avg_dist(v).item() == pytest.approx(
+        sklearn.metrics.pairwise.cosine_distances(v.numpy()).mean() / 2, rel=1e-9
+    )
