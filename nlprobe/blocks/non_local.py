@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nlprobe.blocks.attention import INSTANTIATIONS, SOFTMAX_INSTANTIATIONS, Instantiation, PairwiseAttention
-from nlprobe.blocks.rows import to_map, to_rows
+from nlprobe.blocks.rows import add_rows, to_map, to_rows
 from nlprobe.blocks.settings import BlockConfig, check_choice, check_positive_integer, check_switch
 from nlprobe.errors import ConfigError
 
@@ -163,7 +163,7 @@ class NonLocal(nn.Module):
             value = to_rows(self._pool(to_map(value, spatial)))
         update = self.output(self.attention(query, key, value))  # (b, n, c)
         update = self.norm(update.flatten(0, 1)).view(update.shape)
-        return x + to_map(update, spatial)
+        return add_rows(x, update)
 
     def _pool(self, x: Tensor) -> Tensor:
         if self.dimension == 1:

@@ -1,11 +1,11 @@
 """What the configurations of all blocks share: checks with clear errors, and the round trip through JSON."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from nlprobe.errors import ConfigError
+from nlprobe.suggestions import did_you_mean
 
 Config = TypeVar("Config", bound="BlockConfig")
 
@@ -42,11 +42,7 @@ class BlockConfig:
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ConfigError:
     """The error for a name that is not among `known`, with the closest of them."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=2)
-    remedy = f"did you mean {' or '.join(f'`{match}`' for match in close)}?" if close else ""
-    choices = f"choose from {', '.join(f'`{choice}`' for choice in known)}"
-    return ConfigError(f"unknown {what}: `{name}`", f"{remedy} {choices}".strip())
+    return ConfigError(f"unknown {what}: `{name}`", did_you_mean(str(name), known))
 
 
 def check_choice(block: str, setting: str, value: object, choices: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 SIDE = 96
 # The smallest map that could be built: two bytes an entry.
 ONE_MAP = (SIDE * SIDE) ** 2 * 2
-LIMIT = 0.6 * ONE_MAP
+LIMIT = ONE_MAP / 2
 
 # The rise of the high-water mark of resident memory, after a small call has loaded the kernels. The mark is that of the
 # new process alone: `ru_maxrss` is inherited from the test process on Linux, which has seen more.
