@@ -13,7 +13,7 @@ from nlprobe.stats.results import MapStatistics
 from nlprobe.stats.streaming import block_elements, kernel, require_finite, spans, wide, widened
 
 SHIFT_ROWS = 32
-"""Rows whose mean direction is subtracted from all rows: few enough to be free, many enough to dilute an odd one."""
+"""At most so many rows give the direction that is subtracted from all: enough of them that an odd one is diluted."""
 
 MOST_ELEMENTS = 1 << 21
 """Float32 numbers in a block of rows: larger ones lose nothing in the cache but more in memory (8 MiB, twice)."""
@@ -141,7 +141,7 @@ def _sets(query: Tensor, key: Tensor, scale: float, buffers: Tensor, distance_on
     """The statistics of g sets at once, (g, n, d) and (g, m, d), in blocks of r queries."""
     g, n, m = query.shape[0], query.shape[1], key.shape[1]
     step = max(1, buffers.shape[1] // (g * m))
-    sample = torch.linspace(0, n - 1, min(n, SHIFT_ROWS, step), device=query.device).long()
+    sample = torch.linspace(0, n - 1, min(n, max(4, min(SHIFT_ROWS, n // 64)), step), device=query.device).long()
     logits = buffers[0, : g * len(sample) * m].view(g, -1, m)
     _weights(query[:, sample].to(key.dtype), key, scale, logits, logits)
     shift = wide(torch.nn.functional.normalize(logits, dim=-1)).mean(-2)  # (g, m)
