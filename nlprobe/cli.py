@@ -167,7 +167,7 @@ def _complain(cause: str, remedy: str = "") -> None:
 
 def _explain_usage(error: click.ClickException) -> tuple[str, str]:
     """Cause and remedy of what click found wrong, with close matches."""
-    from nlprobe.commands.suggestions import did_you_mean
+    from nlprobe.suggestions import did_you_mean
 
     context = getattr(error, "ctx", None)
     help_line = f"`{context.command_path if context else 'nlprobe'} --help` explains the usage"

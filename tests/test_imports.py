@@ -11,19 +11,20 @@ PACKAGE = Path(__file__).parent.parent / "nlprobe"
 
 ALLOWED = {
     "errors": set(),
+    "suggestions": set(),
     "files": {"errors"},
-    "blocks": {"errors"},
+    "blocks": {"suggestions", "errors"},
     "stats": {"errors"},
-    "models": {"blocks", "errors", "files"},
-    "checkpoints": {"models", "blocks", "errors", "files"},
-    "data": {"checkpoints", "models", "blocks", "errors", "files"},
-    "training": {"checkpoints", "models", "blocks", "data", "errors", "files"},
-    "probe": {"stats", "blocks", "errors"},
+    "models": {"suggestions", "blocks", "errors", "files"},
+    "checkpoints": {"suggestions", "models", "blocks", "errors", "files"},
+    "data": {"suggestions", "checkpoints", "models", "blocks", "errors", "files"},
+    "training": {"suggestions", "checkpoints", "models", "blocks", "data", "errors", "files"},
+    "probe": {"suggestions", "stats", "blocks", "errors"},
     "tables": {"stats", "errors"},
     "plots": {"stats", "probe", "tables", "errors", "files"},
     "measuring": {"probe", "stats", "errors", "files"},
     "results": {"measuring", "stats", "tables", "plots", "files", "errors"},
-    "cli": {"commands", "errors"},
+    "cli": {"suggestions", "commands", "errors"},
 }
 """What each part may import of nlprobe; `commands` joins them all and is imported by `cli` only."""
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from nlprobe.commands.suggestions import did_you_mean
 from nlprobe.errors import ConfigError
 from nlprobe.files import write_text
+from nlprobe.suggestions import did_you_mean
 
 FILE_NAME = "run.toml"
 

@@ -66,7 +66,9 @@ def command(checkpoint: Path | None, ckpt: Path | None, size: int | None, format
         )
         for site in sites
     )
-    result(Table(f"Attention sites of {one.label} at {crop}x{crop}", COLUMNS, rows).render(format, width=terminal_width()))
+    result(
+        Table(f"Attention sites of {one.label} at {crop}x{crop}", COLUMNS, rows).render(format, width=terminal_width())
+    )
 
 
 def _positions(one: Labelled, size: int) -> dict[str, tuple[int, int]]:

@@ -9,8 +9,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from nlprobe.commands.config import read_settings
-from nlprobe.commands.suggestions import did_you_mean
 from nlprobe.errors import ConfigError
+from nlprobe.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import torch

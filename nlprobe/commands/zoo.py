@@ -12,10 +12,10 @@ import torch
 
 from nlprobe.commands.options import format_option
 from nlprobe.commands.report import result
-from nlprobe.commands.suggestions import did_you_mean
 from nlprobe.errors import ConfigError
 from nlprobe.models import Costs, ModelEntry, PaperRow, build, count_costs, differing_cells, rows
 from nlprobe.models.costs import GIBI, MEGA
+from nlprobe.suggestions import did_you_mean
 from nlprobe.tables import Column, Table
 
 Listed = tuple[ModelEntry, PaperRow | None]

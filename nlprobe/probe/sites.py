@@ -1,6 +1,5 @@
 """Sites: which attention blocks a model has, and what they are called."""
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from torch import nn
 from nlprobe.blocks import PLACES
 from nlprobe.errors import ConfigError
 from nlprobe.probe.adapters import ADAPTERS, Adapter
+from nlprobe.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,7 @@ def _select(sites: list[Site], selection: SiteSelection) -> list[Site]:
     patterns = [selection] if isinstance(selection, str) else list(selection)
     for pattern in patterns:
         if not any(_matches(site, pattern) for site in sites):
-            near = difflib.get_close_matches(pattern, [site.name for site in sites], n=3, cutoff=0.4)
-            hint = (
-                f"did you mean {', '.join(f'`{name}`' for name in near)}?"
-                if near
-                else f"the sites are {_quoted(sites)}"
-            )
+            hint = did_you_mean(pattern, [site.name for site in sites], otherwise=f"the sites are {_quoted(sites)}")
             raise ConfigError(f"no site is called or matches `{pattern}`", hint)
     return [site for site in sites if any(_matches(site, pattern) for pattern in patterns)]
 

@@ -3,11 +3,11 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 from nlprobe.data import Augmentation, Preprocessing
 from nlprobe.errors import ConfigError
+from nlprobe.suggestions import did_you_mean
 from nlprobe.training.schedules import Schedule
 
 
@@ -133,7 +133,7 @@ def recipe(name: str) -> Recipe:
         ConfigError: there is none, with close matches.
     """
     if name not in _RECIPES:
-        raise ConfigError(f"unknown recipe `{name}`", _suggest(name, list(_RECIPES)))
+        raise ConfigError(f"unknown recipe `{name}`", did_you_mean(name, list(_RECIPES)))
     return _RECIPES[name]
 
 
@@ -173,7 +173,7 @@ def _override(part: Any, settings: Mapping[str, Any], path: str) -> Any:
     for key, value in settings.items():
         name, dot, rest = key.partition(".")
         if name not in known:
-            raise ConfigError(f"unknown setting `{path}{key}` of a recipe", _suggest(name, known))
+            raise ConfigError(f"unknown setting `{path}{key}` of a recipe", did_you_mean(name, known))
         old = getattr(part, name)
         if is_dataclass(old) and dot:
             inner.setdefault(name, {})[rest] = value
@@ -207,11 +207,6 @@ def _fitting(old: Any, value: Any, key: str) -> Any:
     if isinstance(old, tuple):
         return tuple(float(each) for each in value)
     return float(value) if isinstance(old, float) else value
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(f'`{each}`' for each in close)}?" if close else f"known: {', '.join(known)}"
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ def test_json_tells_everything_the_file_says(checkpoint, capsys) -> None:
     assert run(["inspect", "--ckpt", str(checkpoint), "--size", "128", "--format", "json"]) == 0
     payload = json.loads(capsys.readouterr().out)
     (site,) = payload["sites"]
-    assert (site["n_queries"], site["n_keys"], site["settings"]["channels"]) == (64, 64, 256)
+    assert (site["n_queries"], site["n_keys"], site["settings"]["channels"]) == (64, 64, 64)
     assert payload["metadata"]["model"] == "miniature-imagenet/resnet-nl"
 
 

@@ -143,7 +143,7 @@ def test_an_unreadable_photograph_is_named_and_left_out(checkpoint, photographs,
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(checkpoint, photographs, tmp_path, capsys) -> None:
     plan = stats(capsys, "--ckpt", checkpoint, "--data", photographs, "--out", tmp_path / "measured", "--dry-run")
-    assert "layer3.0:after_add: non_local, 16 queries, 16 keys, 256 channels" in plan
+    assert "layer3.0:after_add: non_local, 16 queries, 16 keys, 64 channels" in plan
     assert "results.json" in plan
     assert list(tmp_path.iterdir()) == []
 

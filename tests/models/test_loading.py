@@ -72,7 +72,7 @@ def test_a_missing_trunk_weight_is_refused(published: dict[str, Tensor]) -> None
 
 
 def test_weights_of_another_network_are_refused_and_nothing_is_changed(published: dict[str, Tensor]) -> None:
-    network = build("miniature-imagenet/resnet-nl", seed=0)
+    network = build("imagenet/resnet50-nl", seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(CheckpointError, match="lacks"):
         load_backbone(network, published)

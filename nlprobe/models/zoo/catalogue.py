@@ -1,11 +1,10 @@
 """The models of all data sets together: by name, and by the paper's rows."""
 
-from difflib import get_close_matches
-
 from nlprobe.errors import ConfigError
 from nlprobe.models.zoo import imagenet
 from nlprobe.models.zoo.entry import ModelEntry
 from nlprobe.models.zoo.paper import PaperRow, order_in_paper
+from nlprobe.suggestions import did_you_mean
 
 _ENTRIES = {each.name: each for each in imagenet.ENTRIES}
 
@@ -53,5 +52,5 @@ def paper_distances(name: str) -> dict[str, tuple[str, PaperRow]]:
 
 
 def _remedy(name: str) -> str:
-    close = [known for known in _ENTRIES if known.endswith(f"/{name}")] or get_close_matches(name, _ENTRIES)
-    return f"did you mean {' or '.join(f'`{match}`' for match in close)}?" if close else "`nlprobe zoo` lists them"
+    ends = [known for known in _ENTRIES if known.endswith(f"/{name}")]
+    return did_you_mean(name, ends or _ENTRIES, otherwise="`nlprobe zoo` lists them", cutoff=0.0 if ends else 0.6)

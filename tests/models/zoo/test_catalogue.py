@@ -72,7 +72,7 @@ def test_a_miniature_non_local_block_sees_64_positions_at_c4_and_as_many_keys() 
     with torch.no_grad():
         network(torch.randn(1, 3, 128, 128))
     assert site == "layer3.0:after_add"
-    assert shapes == [(64, 128)] * 3
+    assert shapes == [(64, 32)] * 3
 
 
 def test_the_blocks_have_the_papers_settings_at_the_papers_sites() -> None:

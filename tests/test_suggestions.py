@@ -2,7 +2,7 @@
 
 import pytest
 
-from nlprobe.commands.suggestions import did_you_mean
+from nlprobe.suggestions import did_you_mean
 
 
 @pytest.mark.parametrize(
