@@ -42,7 +42,7 @@ def written_out(instantiation: str) -> nn.Module:
     """mmcv's block of the same size, which materialises the map."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from mmcv.cnn.bricks import NonLocal2d
+        from mmcv.cnn.bricks import NonLocal2d  # type: ignore[import-untyped]
 
     class Written(NonLocal2d):
         """With the division of the concat map out of place: mmcv's, in place behind a ReLU, has no backward."""
