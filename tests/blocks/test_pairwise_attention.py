@@ -107,10 +107,8 @@ def test_any_shape_and_size_of_numbers_gives_the_formula(
         assert error < bounds[name], name
 
 
-@pytest.mark.parametrize("instantiation", INSTANTIATIONS)
+@pytest.mark.parametrize("instantiation", ["gaussian", "concat"])
 def test_a_second_derivative_raises_instead_of_being_wrong(instantiation: str) -> None:
-    if instantiation == "dot_product":
-        pytest.skip("dot product is plain torch and differentiable any number of times")
     module = PairwiseAttention(instantiation, 4).double()  # type: ignore[arg-type]
     query = torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(module(query, query, query).square().sum(), query, create_graph=True)
