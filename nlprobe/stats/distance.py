@@ -7,10 +7,16 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from nlprobe.stats.streaming import block_elements, kernel, require_finite, spans, wide
+from nlprobe.stats.streaming import UNDERFLOW, block_elements, kernel, require_finite, spans, wide
 
 REFINE_BELOW = 1e-8
 """Where a distance or spread/energy is smaller, `1 − ‖mean‖²` has lost digits even in float64: redo from residuals."""
+
+SINGLE_DOWN_TO = 0.05
+"""Smallest distance, and spread/energy, for which one pass in float32 keeps 1e-5 even if all its rounding adds up."""
+
+_MANY_ROWS = 1024  # from here on a float32 pass saves more than looking at a sample costs
+_SAMPLED_ROWS = 32
 
 _SMALLEST_NORM = 1e-300
 """Any row that is not zero is longer; the reciprocal, times a zero row, is still zero."""
@@ -41,10 +47,11 @@ def avg_dist(v: Float[Tensor, "*batch n c"]) -> Float64[Tensor, "*batch"]:
 
     avg_dist = 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 = ½ (1 − ‖m‖²) = ½ mean_i ‖v̂_i − m‖², v̂_i = v_i/‖v_i‖, m = mean_i v̂_i.
 
-    O(N·C) and O(N + C) memory: float64, in blocks that fit the cache, by the second form, and by the third only where
-    that is below `REFINE_BELOW`; the relative error stays under 1e-5 down to a distance of 1e-9 and beyond. Rows may be
-    contiguous, or the transposed view of a (C, N) tensor (`x.flatten(2).mT`), which is not copied. Zero rows have no
-    direction and are left out; if all rows are zero the distance is NaN.
+    O(N·C) and O(N + C) memory, in blocks that fit the cache, with sums in float64: by the second form, in float32 where
+    the distance is large (`SINGLE_DOWN_TO`) and in float64 where it is not, and by the third where it is below
+    `REFINE_BELOW`. The relative error stays under 1e-5 down to a distance of 1e-9 and beyond. Rows may be contiguous,
+    or the transposed view of a (C, N) tensor (`x.flatten(2).mT`), which is not copied. Zero rows have no direction and
+    are left out; if all rows are zero the distance is NaN.
 
     Args:
         v: Sets of N rows with C columns; half precision is widened first.
@@ -106,6 +113,12 @@ class _Moments:
     def present(self) -> Tensor:
         return self.norms > _SMALLEST_NORM
 
+    def distance(self) -> Tensor:
+        return (0.5 * (1 - self.direction.square().sum(-1))).clamp_min(0)
+
+    def spread(self) -> Tensor:
+        return (self.energy - self.mean.square().sum(-1)).clamp_min(0)
+
 
 def _as_sets(v: Tensor) -> Tensor:
     """View (*batch, n, c) as (a, h, n, c), without copying where the layout is one that models produce.
@@ -122,17 +135,19 @@ def _as_sets(v: Tensor) -> Tensor:
         return v.reshape(-1, *v.shape[-3:])
 
 
-def _blocks(sets: Tensor, wanted: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
-    """Walk over the sets in float64 blocks (g, r, c) that fit the cache, in the layout that the sets have.
+def _blocks(
+    sets: Tensor, wanted: Tensor | None = None, dtype: torch.dtype = torch.float64
+) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Walk over the sets in blocks (g, r, c) of `dtype` that fit the cache, in the layout that the sets have.
 
     A block is several small sets, or a range of rows of one large set; which sets and which rows come first. With it
     comes spare room of the same shape and layout, because memory taken anew for each block is cleared each time by the
-    operating system. The next block overwrites both.
+    operating system. The next block overwrites both; a block that needs no conversion is the input itself.
     """
     images, heads, n, c = sets.shape
     transposed = sets.stride(-2) == 1 and sets.stride(-1) != 1
-    room = block_elements(sets.device)
-    buffers = wide(sets.new_empty(0)).new_empty(2, max(room, c))
+    room = block_elements(sets.device) * torch.float64.itemsize // dtype.itemsize
+    buffers = wide(sets.new_empty(0)).new_empty(2, max(room, c), dtype=dtype)
     fitting = max(1, room // max(1, n * c))
     for image_span in spans(images, fitting // max(1, heads)):
         for head_span in spans(heads, fitting):
@@ -146,26 +161,44 @@ def _blocks(sets: Tensor, wanted: Tensor | None = None) -> Iterator[tuple[slice,
                 rows, spare = (buffer[: source.numel()].view(shape) for buffer in buffers)
                 if transposed:
                     rows, spare = rows.mT, spare.mT
-                rows.copy_(source)
+                if source.dtype == dtype != torch.float64 and 1 in source.shape[:2]:
+                    rows = source
+                else:
+                    rows.copy_(source)
                 yield at, row_span, rows.flatten(0, 1), spare.flatten(0, 1)
 
 
 def _moments(sets: Tensor, with_rows: bool) -> _Moments:
+    if sets.dtype == torch.float32 and sets.shape[2] >= _MANY_ROWS and sets.device.type != "mps":
+        sample = sets[:, :, :: sets.shape[2] // _SAMPLED_ROWS]
+        if bool((_sums(sample, False, torch.float64).distance() > SINGLE_DOWN_TO).all()):
+            moments = _sums(sets, with_rows, torch.float32)
+            good = (moments.distance() >= SINGLE_DOWN_TO) & torch.isfinite(moments.energy)
+            good &= moments.norms.amin(-1) > UNDERFLOW**0.5
+            if with_rows:
+                good &= moments.spread() >= SINGLE_DOWN_TO * moments.energy
+            if bool(good.all()):
+                return moments
+    return _sums(sets, with_rows, torch.float64)
+
+
+def _sums(sets: Tensor, with_rows: bool, dtype: torch.dtype) -> _Moments:
     double = sets.dtype == torch.float64
     n, c = sets.shape[-2:]
     size = wide(sets.new_ones(sets.shape[:2].numel(), n))
     scale = _largest(sets) if double else wide(sets.new_ones(size.shape[0]))
-    norms = torch.empty_like(size)
-    weights = size.unsqueeze(1).repeat(1, 1 + with_rows, 1)
+    norms = torch.empty_like(size, dtype=dtype)
+    weights = norms.new_ones(size.shape[0], 1 + with_rows, n)
     sums = size.new_zeros(size.shape[0], 1 + with_rows, c)
-    for at, row_span, rows, spare in _blocks(sets):
+    for at, row_span, rows, spare in _blocks(sets, dtype=dtype):
         weight, norm = weights[at, :, row_span], norms[at, row_span]
         if double:
             size[at, row_span] = _divide_by_largest(rows) / scale[at].unsqueeze(-1)
             weight[:, 1:] = size[at, row_span].unsqueeze(1)
         _norms(rows, spare, norm)
         torch.reciprocal(norm, out=weight[:, 0])
-        sums[at].baddbmm_(weight, rows)
+        sums[at] += weight @ rows
+    norms = norms.double()
     count = (norms > _SMALLEST_NORM).sum(-1, keepdim=True)
     return _Moments(
         scale=scale,
@@ -178,7 +211,7 @@ def _moments(sets: Tensor, with_rows: bool) -> _Moments:
 
 
 def _distance(sets: Tensor, moments: _Moments) -> Tensor:
-    distance = (0.5 * (1 - moments.direction.square().sum(-1))).clamp_min(0)
+    distance = moments.distance()
     small = distance < REFINE_BELOW
     if not bool(small.any()):
         return distance
@@ -188,7 +221,7 @@ def _distance(sets: Tensor, moments: _Moments) -> Tensor:
 
 
 def _spread(sets: Tensor, moments: _Moments) -> Tensor:
-    spread = (moments.energy - moments.mean.square().sum(-1)).clamp_min(0)
+    spread = moments.spread()
     small = spread < REFINE_BELOW * moments.energy
     if not bool(small.any()):
         return spread

@@ -65,6 +65,53 @@ def test_two_clusters_of_equal_rows_whose_rounding_does_not_average_out(repeats:
     assert avg_dist(v).item() == pytest.approx(brute_force.average_distance(pair), rel=1e-8)
 
 
+MANY = 2048  # rows, so that a first pass in float32 is tried
+
+
+@pytest.mark.parametrize("spread", [0.07, 0.2, 0.35, 0.6, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_float32_keeps_its_digits_where_rounding_is_the_same_in_all_rows(spread: float, seed: int) -> None:
+    pair = rows((2, 333), seed, spread)
+    v = pair.repeat_interleave(MANY, 0)
+    expected = brute_force.average_distance(pair)
+    assert avg_dist(v).item() == pytest.approx(expected, rel=1e-5)
+    assert avg_dist(v.mT.contiguous().mT).item() == pytest.approx(expected, rel=1e-5)
+    energy, mean = pair.double().square().sum(-1).mean().item(), pair.double().mean(0)
+    found = row_statistics(v)
+    assert found.avg_dist.item() == pytest.approx(expected, rel=1e-5)
+    assert found.energy.item() == pytest.approx(energy, rel=1e-6)
+    assert found.spread.item() == pytest.approx((pair.double() - mean).square().sum(-1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("awkward", ["none", "zero", "tiny", "huge", "not a number", "hidden cluster"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_many_rows_are_measured_as_few_are(awkward: str, transposed: bool) -> None:
+    v = rows((2, MANY, 3, 12), 20).transpose(1, 2)
+    v = v.mT.contiguous().mT if transposed else v
+    odd = torch.arange(MANY) % 64 == 5  # none of the rows that are sampled
+    match awkward:
+        case "zero":
+            v[1, 1, odd] = 0
+        case "tiny":
+            v[1, 1, odd] *= 1e-25
+        case "huge":
+            v[1, 1, odd] *= 1e25
+        case "not a number":
+            v[1, 1, 5, 3] = math.nan
+            with pytest.raises(NlprobeError, match="`v`"):
+                avg_dist(v)
+            return
+        case "hidden cluster":
+            v[1, 1] = v[1, 1, :1] * (1 + torch.arange(MANY).unsqueeze(-1) % 7)
+            v[1, 1, :: MANY // 32] = torch.randn(32, 12)
+    found = row_statistics(v)
+    for image in range(2):
+        for head in range(3):
+            one = v[image, head]
+            assert found.zero_rows[image, head] == brute_force.zero_rows(one)
+            assert found.avg_dist[image, head].item() == pytest.approx(brute_force.average_distance(one), rel=1e-5)
+
+
 @properties
 @given(shapes, st.integers(0, 999))
 def test_is_half_of_one_less_the_squared_mean_of_unit_rows(shape: tuple[int, int], seed: int) -> None:
