@@ -238,6 +238,6 @@ def _single_precision(query: Tensor, key: Tensor) -> _Found | None:
     distance_error = 0.5 * relative.mean(-1) + 1e-7
     pairwise_error = error * lengths.mean(-1) / m + 2e-7 * shared_square
     accepted = (distance_error <= ACCEPTED_ERROR * distance) & (pairwise_error <= ACCEPTED_ERROR * pairwise)
-    if not bool(accepted.all()):
+    if not bool((accepted & torch.isfinite(pairwise)).all()):
         return None
     return _Found(distance=distance, zero_rows=n - count, pairwise=pairwise, unary=unary)
