@@ -29,7 +29,7 @@ def write_miniature_imagenet(
 ) -> Path:
     """Write `out`/imagenet/{train,val}/<class>/*.JPEG and `out`/imagenet/annotations/{train,val}.json.
 
-    A picture shows five to eight digits. Its class is the digit that most of them are: 50 to 60 % are of that class, the
+    A picture shows seven to ten digits. Its class is the digit that most of them are: 50 to 57 % are of that class, the
     others all differ. So the class is in the whole scene, while a classifier that knows every digit perfectly but sees
     only one of them is right in about 54 % of the cases.
 
@@ -72,7 +72,7 @@ def write_miniature_imagenet(
 
 def draw_labels(label: int, rng: np.random.Generator) -> list[int]:
     """Classes of the digits in a scene of class `label`, in the order in which they are laid down."""
-    count = int(rng.integers(5, 9))
+    count = int(rng.integers(7, 11))
     majority = count // 2 + count % 2
     others = [other for other in range(len(CLASSES)) if other != label]
     distractors = rng.permutation(others)[: count - majority]

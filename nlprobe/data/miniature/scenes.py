@@ -5,8 +5,9 @@ tinted, scaled, turned, hidden in part by one another and by patches of clutter.
 objects to find, a motion to follow) is decided by the data set that asks for the scene.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -29,10 +30,10 @@ class SceneSettings:
     """What scenes look like; lengths are in pixels of a square scene of `size`."""
 
     size: int = 128
-    smallest: int = 26
-    largest: int = 38
-    rotation: float = 12.0
-    least_visible: float = 0.7
+    smallest: int = 22
+    largest: int = 28
+    rotation: float = 10.0
+    least_visible: float = 0.75
     clutter: int = 4
     contrast: float = 0.4
     smallest_crop: int = 110
@@ -113,31 +114,25 @@ def compose(material: Material, labels: Sequence[int], rng: np.random.Generator,
 
 
 class _Canvas:
-    """A picture being composed, and which pixels of each object can still be seen."""
+    """A picture being composed, and which object is seen at each pixel."""
 
     def __init__(self, background: Float[np.ndarray, "h w 3"], settings: SceneSettings) -> None:
         self.pixels = background
         self.settings = settings
-        self.objects: list[SceneObject] = []
-        self.areas: list[int] = []
+        self._owner = np.zeros(background.shape[:2], dtype=np.intp)  # 0 is the background, k + 1 the object k
+        self._objects: list[tuple[int, int, tuple[int, int, int, int]]] = []
+        self._areas = np.zeros(1)
+        self._seen = np.zeros(1)
 
     def hides_too_much(self, cover: Bool[np.ndarray, "h w"], left: int, top: int) -> bool:
         """Whether `cover`, laid there, leaves less than the least share of some digit to be seen."""
-        height, width = cover.shape
-        for seen, area in zip(self.objects, self.areas, strict=True):
-            part = seen.mask[top : top + height, left : left + width]
-            if seen.visible * area - np.count_nonzero(part & cover) < self.settings.least_visible * area:
-                return True
-        return False
+        left_over = self._seen - self._hidden(cover, left, top)
+        return bool(np.any(left_over[1:] < self.settings.least_visible * self._areas[1:]))
 
     def cover(self, cover: Bool[np.ndarray, "h w"], left: int, top: int) -> None:
         """Take the covered pixels away from the objects below."""
-        height, width = cover.shape
-        for position, (seen, area) in enumerate(zip(self.objects, self.areas, strict=True)):
-            part = seen.mask[top : top + height, left : left + width]
-            if np.any(part & cover):
-                part &= ~cover
-                self.objects[position] = replace(seen, visible=np.count_nonzero(seen.mask) / area)
+        self._seen -= self._hidden(cover, left, top)
+        self._part(cover, left, top)[cover] = 0
 
     def blend(self, colour: np.ndarray, alpha: Float[np.ndarray, "h w"], left: int, top: int) -> None:
         """Paint `colour`, one or one a pixel, through `alpha`."""
@@ -147,33 +142,41 @@ class _Canvas:
 
     def add(self, label: int, digit: int, shape: Bool[np.ndarray, "h w"], left: int, top: int) -> None:
         """Note a digit whose pixels are `shape`."""
-        height, width = shape.shape
-        mask = np.zeros(self.pixels.shape[:2], dtype=bool)
-        mask[top : top + height, left : left + width] = shape
+        self.cover(shape, left, top)
         rows, columns = np.flatnonzero(shape.any(1)), np.flatnonzero(shape.any(0))
-        box = (
-            left + int(columns[0]),
-            top + int(rows[0]),
-            left + int(columns[-1]) + 1,
-            top + int(rows[-1]) + 1,
-        )
-        self.objects.append(SceneObject(label, digit, box, 1.0, mask))
-        self.areas.append(int(np.count_nonzero(shape)))
+        right, bottom = left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
+        self._objects.append((label, digit, (left + int(columns[0]), top + int(rows[0]), right, bottom)))
+        self._part(shape, left, top)[shape] = len(self._objects)
+        self._areas = np.append(self._areas, np.count_nonzero(shape))
+        self._seen = np.append(self._seen, np.count_nonzero(shape))
 
     def scene(self) -> Scene:
         """The finished scene."""
-        return Scene(Image.fromarray(self.pixels.round().astype(np.uint8)), tuple(self.objects))
+        shares = self._seen[1:] / self._areas[1:]
+        objects = tuple(
+            SceneObject(label, digit, box, float(shares[k]), self._owner == k + 1)
+            for k, (label, digit, box) in enumerate(self._objects)
+        )
+        return Scene(Image.fromarray(self.pixels.round().astype(np.uint8)), objects)
+
+    def _part(self, cover: Bool[np.ndarray, "h w"], left: int, top: int) -> np.ndarray:
+        return self._owner[top : top + cover.shape[0], left : left + cover.shape[1]]
+
+    def _hidden(self, cover: Bool[np.ndarray, "h w"], left: int, top: int) -> np.ndarray:
+        """How many pixels of each object `cover` would hide."""
+        return np.bincount(self._part(cover, left, top)[cover], minlength=len(self._seen))
 
 
 def _background(material: Material, rng: np.random.Generator, settings: SceneSettings) -> Float[np.ndarray, "h w 3"]:
-    """A square crop of a photograph, resized, mirrored or not, tinted, its contrast lowered so that digits stand out."""
+    """A square crop of a photograph, resized, mirrored or not, tinted, and darkened so that digits stand out."""
     photograph = material.photographs[rng.integers(len(material.photographs))]
     crop = _square(photograph, settings.smallest_crop, min(photograph.shape[:2]), rng)
     resized = Image.fromarray(crop).resize((settings.size, settings.size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.float32)
-    pixels = pixels[:: 1 - 2 * int(rng.integers(2)), :: 1 - 2 * int(rng.integers(2))]
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
     tint = rng.uniform(0.7, 1.3, 3).astype(np.float32)
-    return np.clip(rng.uniform(0.5, 1.0) * (tint * pixels - 128) + 128, 0, 255)
+    return np.clip(rng.uniform(0.35, 0.7) * tint * pixels, 0, 255)
 
 
 def _square(photograph: np.ndarray, smallest: int, largest: int, rng: np.random.Generator) -> np.ndarray:
@@ -197,27 +200,33 @@ def _place_digit(canvas: _Canvas, material: Material, label: int, rng: np.random
     else:
         return False
     ground = canvas.pixels[top : top + alpha.shape[0], left : left + alpha.shape[1]].mean((0, 1))
-    canvas.cover(shape, left, top)
-    canvas.blend(_colour_apart_from(ground, settings.contrast, rng), alpha, left, top)
+    canvas.blend(_brighter_colour(ground, settings.contrast, rng), alpha, left, top)
     canvas.add(label, digit, shape, left, top)
     return True
 
 
 def draw_digit(digit: Float[np.ndarray, "10 10"], side: int, degrees: float) -> Float[np.ndarray, "h w"]:
     """The digit's opacity, 0 to 1: its 8×8 pixels drawn `side` wide and turned by `degrees`; empty edges are cut."""
-    large = Image.fromarray(digit).resize((side * 10 // 8,) * 2, Image.Resampling.BICUBIC)
-    turned = np.asarray(large.rotate(degrees, Image.Resampling.BILINEAR))
-    alpha = np.clip(1.6 * turned - 0.3, 0, 1)
-    rows, columns = np.flatnonzero((alpha > 0).any(1)), np.flatnonzero((alpha > 0).any(0))
+    length = round(1.5 * side)
+    cosine, sine = (8 / side * part for part in (math.cos(math.radians(degrees)), math.sin(math.radians(degrees))))
+    # From the centre of the drawing to the centre of the digit, (5, 5) on its 10×10 pixels with the border.
+    across, down = 5 - (cosine + sine) * length / 2, 5 - (cosine - sine) * length / 2
+    drawn = Image.fromarray(digit).transform(
+        (length, length),
+        Image.Transform.AFFINE,
+        (cosine, sine, across, -sine, cosine, down),
+        Image.Resampling.BICUBIC,
+    )
+    alpha = np.clip(1.6 * np.asarray(drawn) - 0.3, 0, 1)
+    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
     return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def _colour_apart_from(ground: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray:
-    """A random colour whose brightness differs from the ground's by at least `contrast` of the range."""
-    weights = np.array([0.299, 0.587, 0.114])
+def _brighter_colour(ground: np.ndarray, contrast: float, rng: np.random.Generator) -> np.ndarray:
+    """A random colour that is brighter than the ground by `contrast` of the range, or the brightest of 32 draws."""
     colours = rng.uniform(0, 255, (32, 3))
-    apart = np.abs((colours - ground) @ weights)
-    return colours[np.argmax(apart >= min(255 * contrast, apart.max()))].astype(np.float32)
+    brighter = (colours - ground) @ np.array([0.299, 0.587, 0.114])
+    return colours[np.argmax(brighter >= min(255 * contrast, brighter.max()))].astype(np.float32)
 
 
 def _place_clutter(canvas: _Canvas, material: Material, rng: np.random.Generator) -> None:
