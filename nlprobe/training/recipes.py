@@ -114,10 +114,10 @@ IMAGENET = Recipe(
 # digit is another digit or none.
 MINIATURE_IMAGENET = Recipe(
     name="miniature-imagenet",
-    epochs=8,
-    batch_size=64,
+    epochs=10,
+    batch_size=32,
     channels_last=True,
-    optimiser=Optimiser(learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norms=False),
+    optimiser=Optimiser(learning_rate=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norms=False),
     schedule=Schedule(kind="cosine", unit="step", warmup_epochs=1.0),
     augmentation=Augmentation(rotation=0.0, area=(0.9, 1.0), aspect=(0.9, 1.1), flip=0.0, hsv=(1.0, 1.0), pca=0.1),
     preprocessing=Preprocessing(resize=128, crop=128),
