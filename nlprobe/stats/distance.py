@@ -43,7 +43,7 @@ class RowStatistics:
 
 @kernel
 def avg_dist(v: Float[Tensor, "*batch n c"]) -> Float64[Tensor, "*batch"]:
-    """Average cosine distance between the rows of v, every row with every row and itself (section 3.3).
+    """Average cosine distance between the rows of v, every row with every row and itself (section 3.2.2).
 
     avg_dist = 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 = ½ (1 − ‖m‖²) = ½ mean_i ‖v̂_i − m‖², v̂_i = v_i/‖v_i‖, m = mean_i v̂_i.
 
