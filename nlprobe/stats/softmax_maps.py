@@ -24,6 +24,10 @@ EVEN_BELOW = 1e-8
 PEAKED_BELOW = 1e-3
 """Mean row entropy in nats under which the sum of float32 weights is too close to 1 for its logarithm."""
 
+LOWEST_LOGIT = {torch.float32: -40.0, torch.float64: -math.inf}
+"""Least logit below a row's largest: in float32 what lies lower adds less than rounding, and its square would be a
+denormal number, with which processors compute many times slower."""
+
 _NO_UNEVENNESS = 1e-26
 """M·mean‖c_i‖² in float64 that is nothing but rounding."""
 
@@ -133,7 +137,7 @@ def _centred(key: Tensor, dtype: torch.dtype) -> Tensor:
 def _weights(query: Tensor, key: Tensor, scale: float, logits: Tensor, weights: Tensor) -> None:
     """Into `logits` s_ij − max_j s_ij, into `weights`, which may be the same memory, its exponential."""
     logits.baddbmm_(query, key.mT, beta=0, alpha=scale)
-    logits.sub_(logits.amax(-1, keepdim=True))
+    logits.sub_(logits.amax(-1, keepdim=True)).clamp_min_(LOWEST_LOGIT[logits.dtype])
     torch.exp(logits, out=weights)
 
 
