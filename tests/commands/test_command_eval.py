@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_checkpoint
+from checkpoints_on_disk import write_checkpoint
 
 from nlprobe.checkpoints import read_checkpoint
 from nlprobe.cli import run

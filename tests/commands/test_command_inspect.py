@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import write_checkpoint
+from checkpoints_on_disk import write_checkpoint
 
 from nlprobe.cli import run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import write_checkpoint
+from checkpoints_on_disk import write_checkpoint
 from torch import Tensor
 
 from nlprobe import measuring

@@ -107,10 +107,10 @@ def test_resume_says_which_settings_differ(data: Path, tmp_path: Path, capsys) -
     arguments = ["train", "--resume", "--out", str(tmp_path / "run")]
     assert run(arguments) == 0
     assert "the run is complete, with 2 epochs" in capsys.readouterr().err
-    assert run([*arguments, "--epochs", "3", "--learning-rate", "0.05"]) == 0
+    assert run([*arguments, "--epochs", "3", "--learning-rate", "0.02"]) == 0
     err = capsys.readouterr().err
     assert "`recipe.epochs` was 2, is now 3" in err
-    assert "`recipe.optimiser.learning_rate` was 0.1, is now 0.05" in err
+    assert "`recipe.optimiser.learning_rate` was 0.05, is now 0.02" in err
     assert len(losses(tmp_path / "run")) == 4
 
 
