@@ -46,7 +46,9 @@ class DeviceType(click.ParamType):
 device_option = click.option(
     "--device", type=DeviceType(), default="auto", show_default=True, help="Where to compute; auto takes a GPU if any."
 )
-limit_option = click.option("--limit", type=click.IntRange(min=1), help="Use the first N images only, for a quick try.")
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), help="Use N images only, spread evenly over the data, for a quick try."
+)
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything random."
 )

@@ -226,7 +226,7 @@ class Probe:
             if site.name not in sites:
                 raise CaptureError(
                     f"`{site.name}` did not run in a forward call of the model",
-                    f"it may serve training only; leave it out with `sites=`, of {len(self.sites)} chosen",
+                    "if it is not used in this mode, choose the other sites with `sites=` (--site)",
                 )
         sizes = {site.images for site in sites.values()}
         if len(sizes) > 1:

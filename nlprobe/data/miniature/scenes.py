@@ -30,12 +30,12 @@ class SceneSettings:
     """What scenes look like; lengths are in pixels of a square scene of `size`."""
 
     size: int = 128
-    smallest: int = 22
-    largest: int = 28
+    smallest: int = 24
+    largest: int = 30
     rotation: float = 10.0
-    least_visible: float = 0.75
-    clutter: int = 4
-    contrast: float = 0.4
+    least_visible: float = 0.8
+    clutter: int = 3
+    contrast: float = 0.45
     smallest_crop: int = 110
 
 
@@ -176,7 +176,7 @@ def _background(material: Material, rng: np.random.Generator, settings: SceneSet
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     tint = rng.uniform(0.7, 1.3, 3).astype(np.float32)
-    return np.clip(rng.uniform(0.35, 0.7) * tint * pixels, 0, 255)
+    return np.clip(rng.uniform(0.3, 0.6) * tint * pixels, 0, 255)
 
 
 def _square(photograph: np.ndarray, smallest: int, largest: int, rng: np.random.Generator) -> np.ndarray:
