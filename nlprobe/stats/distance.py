@@ -15,20 +15,6 @@ REFINE_BELOW = 1e-8
 SINGLE_DOWN_TO = 0.05
 """Smallest distance, and spread/energy, for which one pass in float32 keeps 1e-5 even if all its rounding adds up."""
 
-WIDE_ROWS = 256
-"""Columns from which on the rounding of a float32 pass, independent between columns, averages out of ‖mean‖²."""
-
-WIDE_DOWN_TO = 1e-3
-"""The same for wide contiguous rows, whose float32 sums are of `CHUNK` rows only, where a check finds them good."""
-
-CHUNK = 128
-"""Rows in a sum in float32 before it goes on in float64."""
-
-CHECKED_CHUNKS = 10
-
-ACCEPTED_ERROR = 5e-6
-"""Largest relative error of a distance, as the checked chunks show it, for which float32 sums are kept."""
-
 _MANY_ROWS = 1024  # from here on a float32 pass saves more than looking at a sample costs
 _SAMPLED_ROWS = 32
 
@@ -61,11 +47,11 @@ def avg_dist(v: Float[Tensor, "*batch n c"]) -> Float64[Tensor, "*batch"]:
 
     avg_dist = 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 = ½ (1 − ‖m‖²) = ½ mean_i ‖v̂_i − m‖², v̂_i = v_i/‖v_i‖, m = mean_i v̂_i.
 
-    O(N·C) time and O(N + C) memory, in blocks that fit the cache, with sums in float64: by the second form, in float32
-    where the distance is large (`SINGLE_DOWN_TO`, `WIDE_DOWN_TO`) and in float64 where it is not, and by the third
-    where it is below `REFINE_BELOW`. The relative error stays under 1e-5 down to a distance of 1e-9 and beyond. Rows
-    may be contiguous, or the transposed view of a (C, N) tensor (`x.flatten(2).mT`), which is not copied. Zero rows
-    have no direction and are left out; if all rows are zero the distance is NaN.
+    O(N·C) and O(N + C) memory, in blocks that fit the cache, with sums in float64: by the second form, in float32 where
+    the distance is large (`SINGLE_DOWN_TO`) and in float64 where it is not, and by the third where it is below
+    `REFINE_BELOW`. The relative error stays under 1e-5 down to a distance of 1e-9 and beyond. Rows may be contiguous,
+    or the transposed view of a (C, N) tensor (`x.flatten(2).mT`), which is not copied. Zero rows have no direction and
+    are left out; if all rows are zero the distance is NaN.
 
     Args:
         v: Sets of N rows with C columns; half precision is widened first.
@@ -184,49 +170,16 @@ def _blocks(
 
 def _moments(sets: Tensor, with_rows: bool) -> _Moments:
     if sets.dtype == torch.float32 and sets.shape[2] >= _MANY_ROWS and sets.device.type != "mps":
-        whole = sets.is_contiguous()
-        down_to = WIDE_DOWN_TO if whole and not with_rows and sets.shape[3] >= WIDE_ROWS else SINGLE_DOWN_TO
         sample = sets[:, :, :: sets.shape[2] // _SAMPLED_ROWS]
-        if bool((_sums(sample, False, torch.float64).distance() > down_to).all()):
-            if whole:
-                moments, error = _chunked_sums(sets, with_rows)
-                good = (moments.distance() >= SINGLE_DOWN_TO) | (error <= ACCEPTED_ERROR * moments.distance())
-            else:
-                moments = _sums(sets, with_rows, torch.float32)
-                good = torch.isfinite(moments.energy)
-            good &= (moments.distance() >= down_to) & torch.isfinite(moments.energy)
+        if bool((_sums(sample, False, torch.float64).distance() > SINGLE_DOWN_TO).all()):
+            moments = _sums(sets, with_rows, torch.float32)
+            good = (moments.distance() >= SINGLE_DOWN_TO) & torch.isfinite(moments.energy)
             good &= moments.norms.amin(-1) > UNDERFLOW**0.5
             if with_rows:
-                good &= moments.spread() >= down_to * moments.energy
+                good &= moments.spread() >= SINGLE_DOWN_TO * moments.energy
             if bool(good.all()):
                 return moments
     return _sums(sets, with_rows, torch.float64)
-
-
-def _chunked_sums(sets: Tensor, with_rows: bool) -> tuple[_Moments, Tensor]:
-    """`_sums` of contiguous float32 rows, in two operations over all of them; with a zero row it is not usable.
-
-    Returns:
-        The sums, and how far the distance is off by the mean rounding along the mean direction, as some chunks redone
-        in float64 show it: rounding that is alike in all rows does not average out.
-    """
-    rows = sets.flatten(0, 1)  # (s, n, c)
-    n = rows.shape[1]
-    norms = torch.linalg.vector_norm(rows, dim=-1)
-    weights = torch.stack((norms.reciprocal(), torch.ones_like(norms))[: 1 + with_rows], 1)  # (s, t, n)
-    whole = n // CHUNK * CHUNK
-    chunks = weights[..., :whole].unflatten(-1, (-1, CHUNK)).transpose(1, 2)  # (s, k, t, CHUNK)
-    parts = chunks @ rows[:, :whole].unflatten(1, (-1, CHUNK))  # (s, k, t, c)
-    sums = parts.sum(1, dtype=torch.float64) + (weights[..., whole:] @ rows[:, whole:]).double()
-    norms = norms.double()
-    ones = torch.ones_like(norms)
-    energy = norms.square().sum(-1) / n
-    moments = _Moments(ones[:, 0], ones, norms, sums[:, 0] / n, sums[:, -1] / n, energy)
-    checked = torch.linspace(0, parts.shape[1] - 1, CHECKED_CHUNKS, device=rows.device).long()
-    exact = rows[:, :whole].unflatten(1, (-1, CHUNK))[:, checked].double()
-    exact = torch.nn.functional.normalize(exact, dim=-1, eps=_SMALLEST_NORM).sum(-2)
-    error = ((parts[:, checked, 0] - exact) @ moments.direction.unsqueeze(-1)).squeeze(-1) / CHUNK
-    return moments, error.mean(-1).abs()
 
 
 def _sums(sets: Tensor, with_rows: bool, dtype: torch.dtype) -> _Moments:
