@@ -13,6 +13,9 @@ QUANTITIES = ("input", "key", "query", "prod", "att", "output")
 KEY_COLUMNS = ("image", "view", "site", "call", "head", "quantity", "positions")
 """What identifies a record."""
 
+METRIC_COLUMNS = ("attention_distance", "prefix_mass", "sink_mass", "jsd", "effective_rank")
+"""Further numbers of an attention map, each measured only when it is asked for."""
+
 VALUE_COLUMNS = (
     "n_queries",
     "n_keys",
@@ -29,9 +32,20 @@ VALUE_COLUMNS = (
     "unary",
     "update",
     "mean_map_error",
+    "flat",
+    *METRIC_COLUMNS,
     "by_construction",
 )
 """What a record holds; a column that does not apply is empty."""
+
+POSITIONS = ("all", "valid", "no_prefix", "rectangle")
+"""Which rows a record is over: all; those that are no padding; all but the prefix tokens; a chosen rectangle."""
+
+BASE_POSITIONS = ("all", "valid")
+"""The rows over which a site is measured unless something else is asked for."""
+
+AVERAGED_HEAD = "avg"
+"""The `head` of records of the head-averaged map."""
 
 INTEGER_COLUMNS = ("view", "call", "n_queries", "n_keys", "dim", "groups", "zero_rows")
 
@@ -40,7 +54,7 @@ ACCOMPANYING = {
     "key": ("centred_dist",),
     "query": ("centred_dist",),
     "prod": ("logit_std", "pairwise", "unary"),
-    "att": ("entropy", "n_eff", "shared"),
+    "att": ("entropy", "n_eff", "shared", "flat", *METRIC_COLUMNS),
     "output": ("centred_dist", "update", "mean_map_error"),
 }
 """The columns that stand beside `avg_dist` in the records of each quantity."""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nlprobe.stats.intervals import Estimate, bootstrap_mean
-from nlprobe.stats.records import ACCOMPANYING, QUANTITIES
+from nlprobe.stats.records import ACCOMPANYING, AVERAGED_HEAD, BASE_POSITIONS, QUANTITIES
 
 UNDEFINED_AT_TIMES = ("shared", "mean_map_error")
 """Columns that always apply where they stand: without a value they are undefined, and not absent."""
@@ -32,6 +32,9 @@ class SiteSummary:
         n_queries: Smallest and largest number of queries.
         n_keys: Smallest and largest number of keys.
         zero_rows: How many rows had no direction and were left out, over all images and quantities.
+        groups: Smallest and largest number of windows in an image, each of which is a set of positions of its own.
+        head: The head, "avg" for the head-averaged map, or "" for the mean over heads.
+        positions: Which rows: "all" (without padding where there is some), "no_prefix" or "rectangle".
     """
 
     model: str
@@ -45,6 +48,9 @@ class SiteSummary:
     n_queries: tuple[int, int] = (0, 0)
     n_keys: tuple[int, int] = (0, 0)
     zero_rows: int = 0
+    groups: tuple[int, int] = (1, 1)
+    head: str = ""
+    positions: str = "all"
 
     def as_dict(self) -> dict[str, object]:
         """The summary for JSON: NaN becomes null, and each quantity's numbers stand under its name."""
@@ -52,20 +58,47 @@ class SiteSummary:
         return _without_nan(result)  # type: ignore[return-value]
 
 
-def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist") -> pd.Series:
+def at_positions(frame: pd.DataFrame, positions: str = "all") -> pd.DataFrame:
+    """The records over the positions asked for.
+
+    Args:
+        frame: Records.
+        positions: "all": all rows, or those that are no padding. "no_prefix": without the prefix tokens; a site that
+            has none is in it as it is. "rectangle": the chosen queries and keys.
+    """
+    base = frame["positions"].isin(BASE_POSITIONS)
+    if positions == "all":
+        return frame[base]
+    chosen = frame["positions"] == positions
+    if positions == "no_prefix":
+        chosen |= base & ~frame["site"].isin(frame.loc[chosen, "site"].unique())
+    return frame[chosen]
+
+
+def heads_of(frame: pd.DataFrame) -> list[str]:
+    """The heads of a site's records, in their order, the head-averaged map last; empty where there is one at most."""
+    found = set(frame["head"].unique()) - {"-"}
+    if len(found) < 2:
+        return []
+    return sorted(found, key=lambda head: (head == AVERAGED_HEAD, len(head), head))
+
+
+def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist", *, positions: str = "all") -> pd.Series:
     """One value for each image: the mean over sites of the mean over the views, calls and heads at each.
+
+    The record of the head-averaged map is none of the heads and is left out.
 
     Args:
         frame: Records of one site, or of all sites of a network.
         quantity: One of the six quantities.
         column: The column to average.
+        positions: As for `at_positions`.
 
     Returns:
         The values by image, in the order in which the images were seen; NaN where undefined.
     """
-    rows = frame[(frame["quantity"] == quantity) & (frame["head"] != "avg")]
-    by_site = rows.groupby(["image", "site"], sort=False)[column].mean()
-    return by_site.groupby("image", sort=False).mean()
+    rows = frame[(frame["quantity"] == quantity) & (frame["head"] != AVERAGED_HEAD)]
+    return _by_image(at_positions(rows, positions), column)
 
 
 def summarise(
@@ -77,6 +110,8 @@ def summarise(
     settings: Mapping[str, object] | None = None,
     energy: Mapping[str, float] | None = None,
     seed: int = 0,
+    positions: str = "all",
+    head: str = "",
 ) -> SiteSummary:
     """The summary of one site, or of all sites of a network together (then each image's value is its mean over them).
 
@@ -88,24 +123,28 @@ def summarise(
         settings: The block's settings.
         energy: Energy shares of the output over the data set.
         seed: Seed of the bootstrap.
+        positions: As for `at_positions`.
+        head: Summarise this head alone ("avg": the head-averaged map); by default the mean over heads.
     """
+    frame = at_positions(frame, positions)
+    frame = frame[frame["head"] == head] if head else frame[frame["head"] != AVERAGED_HEAD]
     quantities: dict[str, Estimate] = {}
     columns: dict[str, Estimate] = {}
     for quantity in QUANTITIES:
         rows = frame[frame["quantity"] == quantity]
         if rows.empty:
             continue
-        estimate = bootstrap_mean(per_image(frame, quantity).to_numpy(), seed=seed)
+        estimate = bootstrap_mean(_by_image(rows, "avg_dist").to_numpy(), seed=seed)
         fixed = bool(rows["by_construction"].all())
         quantities[quantity] = Estimate(estimate.mean, estimate.low, estimate.high, estimate.n, fixed)
         for column in ACCOMPANYING[quantity]:
             if rows[column].isna().all() and (fixed or column not in UNDEFINED_AT_TIMES):
                 continue
             name = f"centred_{quantity}" if column == "centred_dist" else column
-            columns[name] = bootstrap_mean(per_image(frame, quantity, column).to_numpy(), seed=seed)
+            columns[name] = bootstrap_mean(_by_image(rows, column).to_numpy(), seed=seed)
     sites = frame["site"].unique()
     maps = frame[frame["quantity"].isin(("prod", "att"))]
-    keys = maps if not maps.empty else frame
+    sizes = maps if not maps.empty else frame
     return SiteSummary(
         model=model,
         kind=kind,
@@ -115,9 +154,12 @@ def summarise(
         quantities=quantities,
         columns=columns,
         energy=dict(energy or {}),
-        n_queries=_range(frame["n_queries"]),
-        n_keys=_range(keys["n_keys"]),
+        n_queries=_range(sizes["n_queries"]),
+        n_keys=_range(sizes["n_keys"]),
         zero_rows=int(frame["zero_rows"].sum()),
+        groups=_range(sizes["groups"]),
+        head=head,
+        positions=positions,
     )
 
 
@@ -153,10 +195,20 @@ def mean_over_draws(draws: list[SiteSummary]) -> SiteSummary:
         n_queries=first.n_queries,
         n_keys=first.n_keys,
         zero_rows=sum(draw.zero_rows for draw in draws),
+        groups=first.groups,
+        head=first.head,
+        positions=first.positions,
     )
 
 
+def _by_image(rows: pd.DataFrame, column: str) -> pd.Series:
+    by_site = rows.groupby(["image", "site"], sort=False)[column].mean()
+    return by_site.groupby("image", sort=False).mean()
+
+
 def _range(values: pd.Series) -> tuple[int, int]:
+    if values.empty:
+        return (0, 0)
     return (int(values.min()), int(values.max()))
 
 
