@@ -1,11 +1,13 @@
-"""A network and a stream of images → records, summaries and null models; what `nlprobe stats` and the studies run."""
+"""A network and a stream of inputs → records, summaries and null models; what `nlprobe stats` and the studies run."""
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,11 +20,16 @@ from nlprobe.probe.measure import Precision
 from nlprobe.probe.sites import SiteSelection
 from nlprobe.stats.intervals import Estimate, paired_difference
 from nlprobe.stats.records import QUANTITIES
-from nlprobe.stats.summary import SiteSummary, mean_over_draws, per_image, summarise
+from nlprobe.stats.summary import SiteSummary, heads_of, mean_over_draws, per_image, summarise
 
-Batches = Callable[[int], Iterable[tuple[Tensor, Sequence[str]]]]
-"""A fresh pass over the data from batch number `start` on: preprocessed images (B, C, H, W) with their names."""
+Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
+"""What one forward call takes: its only argument, arguments by name, or arguments in order."""
 
+Batches = Callable[[int], Iterable[tuple[Inputs, Sequence[str]]]]
+"""A fresh pass over the data from batch number `start` on: the inputs of a forward call and its images' names."""
+
+Rectangle = tuple[slice, slice]
+"""Queries × keys."""
 
 SECONDS_BETWEEN_SAVES = 30.0
 
@@ -67,12 +74,13 @@ class Measured:
     """What was measured of one network, or of one of its null models.
 
     Attributes:
-        label: Name of the checkpoint.
+        label: Name of the network.
         kind: "trained", "init-block" or "init-all".
         frame: The records, with the columns `model`, `kind` and `draw` in front.
-        row: The table row: the mean over sites.
-        sites: One summary for each site.
+        row: The table row: the mean over sites and heads.
+        sites: One summary for each site, the mean over its heads.
         audit: One entry for each site.
+        heads: Where asked for, one summary for each head of each site, and one for the head-averaged map.
     """
 
     label: str
@@ -81,6 +89,7 @@ class Measured:
     row: SiteSummary
     sites: tuple[SiteSummary, ...]
     audit: tuple[SiteAudit, ...]
+    heads: tuple[SiteSummary, ...] = ()
 
 
 def measure_network(
@@ -91,6 +100,11 @@ def measure_network(
     kind: str = "trained",
     sites: SiteSelection = None,
     quantities: Collection[str] = QUANTITIES,
+    metrics: Collection[str] = (),
+    prefix: int | None = None,
+    rectangle: Rectangle | None = None,
+    positions: str = "all",
+    by_head: bool = False,
     precision: Precision = "float32",
     centred: bool = False,
     redraws: int = 0,
@@ -102,11 +116,16 @@ def measure_network(
 
     Args:
         model: The network; it is put into evaluation mode.
-        batches: Gives a pass over the images from a batch on; called twice with `centred`.
-        label: Name of the checkpoint in tables.
+        batches: Gives a pass over the inputs from a batch on; called twice with `centred`.
+        label: Name of the network in tables.
         kind: "trained" or "init-all".
         sites: Which sites.
         quantities: Which of the six quantities.
+        metrics: Which further numbers of a map (`nlprobe.stats.records.METRIC_COLUMNS`).
+        prefix: How many tokens at the front are no positions of the input; by default what the site says.
+        rectangle: Queries and keys to which maps are cut in records of their own.
+        positions: The records that are summarised, as for `nlprobe.stats.summary.at_positions`.
+        by_head: Also summarise each head of each site, and the head-averaged map.
         precision: Of the products behind softmax maps.
         centred: Measure the distances with each site's data-set mean removed as well (a second pass).
         redraws: Draws of the null model `init-block`, measured in the same pass; 0 leaves it out.
@@ -118,10 +137,13 @@ def measure_network(
         The network's measurements, followed by those of `init-block` where asked for.
 
     Raises:
-        DataError: no image came.
+        DataError: no input came, or the network does not take it.
         CaptureError: the audit failed.
     """
     model = model.to(device).eval()
+    view = _View(label, kind, seed, positions, by_head)
+    asked = {"metrics": tuple(metrics) or None, "prefix": prefix, "rectangle": rectangle}
+    options = {name: value for name, value in asked.items() if value is not None}
     centres = None
     if centred:
         channels = set(quantities) & {"input", "key", "query", "output"}
@@ -129,13 +151,15 @@ def measure_network(
             _run(model, [first], batches, device, journal, f"{_file_name(label)}-{kind}-centres")
         centres = first.centres()
     with ExitStack() as stack:
-        main = stack.enter_context(probe(model, sites, quantities=quantities, precision=precision, centres=centres))
+        main = stack.enter_context(
+            probe(model, sites, quantities=quantities, precision=precision, centres=centres, **options)
+        )
         null = stack.enter_context(init_block(main, draws=redraws, seed=seed)) if redraws else None
         probes = [main, *(null.probes if null else [])]
         _run(model, probes, batches, device, journal, f"{_file_name(label)}-{kind}")
-    measured = [_measured(main, label, kind, seed)]
+    measured = [_measured(main, view)]
     if null is not None:
-        measured.append(_null_model(main, null, label, seed))
+        measured.append(_null_model(main, null, replace(view, kind="init-block")))
     return measured
 
 
@@ -143,7 +167,7 @@ def differences(first: Measured, second: Measured, *, seed: int = 0) -> dict[str
     """By quantity, the paired difference `first − second` of two networks over the images that both have seen."""
     found = {}
     for quantity in QUANTITIES:
-        pair = [per_image(measured.frame, quantity) for measured in (first, second)]
+        pair = [per_image(measured.frame, quantity, positions=measured.row.positions) for measured in (first, second)]
         common = pair[0].index.intersection(pair[1].index, sort=False)
         if len(common):
             ours, theirs = (values.loc[common].to_numpy() for values in pair)
@@ -161,14 +185,14 @@ def _run(
     name: str,
 ) -> None:
     seen = journal.restore(name, probes) if journal else 0
-    for images, names in batches(seen):
+    for inputs, names in batches(seen):
         with probes[0].images(names):
-            model(images.to(device, non_blocking=True))
+            forward(model, inputs, device)
         seen += 1
         if journal:
             journal.save(name, probes, seen)
     if seen == 0:
-        raise DataError("the data hold no image that can be read", "check the folder with `nlprobe data check`")
+        raise DataError("the data hold nothing that can be read", "check them: `nlprobe data check` reads every image")
     if journal:
         journal.save(name, probes, seen, now=True)
 
@@ -177,60 +201,136 @@ def _file_name(label: str) -> str:
     return hashlib.sha256(label.encode()).hexdigest()[:16]
 
 
-def _measured(probe: Probe, label: str, kind: str, seed: int) -> Measured:
+def forward(model: nn.Module, inputs: Inputs, device: torch.device | str = "cpu") -> None:
+    """Call a network on inputs that are moved to a device first.
+
+    Raises:
+        DataError: the network refuses them.
+    """
+    moved = _moved(inputs, device)
+    try:
+        if isinstance(moved, Tensor):
+            model(moved)
+        elif isinstance(moved, Mapping):
+            model(**moved)
+        else:
+            model(*moved)
+    except (AssertionError, TypeError, ValueError) as error:
+        if _raised_here(error):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"`{type(model).__name__}` does not take the inputs {described(inputs)}: {reason}",
+            "give it data and preprocessing of the kind that it was made for",
+        ) from error
+
+
+def described(inputs: Any) -> str:
+    """The names and shapes of inputs, for people: `pixel_values (8, 3, 224, 224)`."""
+    if isinstance(inputs, Tensor):
+        return str(tuple(inputs.shape))
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name} {described(value)}" for name, value in inputs.items())
+    if isinstance(inputs, list | tuple):
+        return ", ".join(described(value) for value in inputs)
+    return repr(inputs)
+
+
+def _moved(inputs: Any, device: torch.device | str) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if isinstance(inputs, Mapping):
+        return {name: _moved(value, device) for name, value in inputs.items()}
+    if isinstance(inputs, list | tuple):
+        moved = [_moved(value, device) for value in inputs]
+        return tuple(moved) if isinstance(inputs, tuple) else moved
+    return inputs
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether an error was met in the probe's hooks, and not in the network itself."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(module.startswith(("nlprobe.probe", "nlprobe.stats")) for module in modules)
+
+
+@dataclass(frozen=True)
+class _View:
+    """How the records of a network are looked at."""
+
+    label: str
+    kind: str
+    seed: int
+    positions: str
+    by_head: bool
+
+    def site(self, frame: pd.DataFrame, site: Site, energy: Mapping[str, float] | None = None) -> SiteSummary:
+        """The summary of a site from its records."""
+        return self._summary(frame, site.block, site.settings, energy=energy)
+
+    def heads(self, frame: pd.DataFrame, site: Site) -> list[SiteSummary]:
+        """The summaries of a site's heads from its records, where they are wanted."""
+        heads = heads_of(frame) if self.by_head else []
+        return [self._summary(frame, site.block, site.settings, head=head) for head in heads]
+
+    def row(self, frame: pd.DataFrame, sites: Sequence[Site]) -> SiteSummary:
+        """The summary of several sites together."""
+        blocks = {site.block for site in sites}
+        return self._summary(frame, blocks.pop() if len(blocks) == 1 else "several")
+
+    def labelled(self, frame: pd.DataFrame, draw: int = 0) -> pd.DataFrame:
+        """The records with the columns `model`, `kind` and `draw` in front."""
+        labelled = frame.copy()
+        labelled.insert(0, "model", self.label)
+        labelled.insert(1, "kind", self.kind)
+        labelled.insert(2, "draw", draw)
+        return labelled
+
+    def _summary(
+        self,
+        frame: pd.DataFrame,
+        block: str,
+        settings: Mapping[str, object] | None = None,
+        *,
+        energy: Mapping[str, float] | None = None,
+        head: str = "",
+    ) -> SiteSummary:
+        return summarise(
+            frame,
+            model=self.label,
+            kind=self.kind,
+            block=block,
+            settings=settings,
+            energy=energy,
+            seed=self.seed,
+            positions=self.positions,
+            head=head,
+        )
+
+
+def _measured(probe: Probe, view: _View) -> Measured:
     frame = probe.frame()
     energy = probe.energy()
-    sites = tuple(
-        summarise(
-            frame[frame["site"] == site.name],
-            model=label,
-            kind=kind,
-            block=site.block,
-            settings=site.settings,
-            energy=energy.get(site.name),
-            seed=seed,
-        )
-        for site in probe.sites
-    )
-    row = sites[0] if len(sites) == 1 else _row(frame, probe.sites, label, kind, seed)
-    return Measured(label, kind, _labelled(frame, label, kind), row, sites, tuple(probe.audit()))
+    by_site = {site.name: frame[frame["site"] == site.name] for site in probe.sites}
+    sites = tuple(view.site(by_site[site.name], site, energy.get(site.name)) for site in probe.sites)
+    heads = tuple(head for site in probe.sites for head in view.heads(by_site[site.name], site))
+    row = sites[0] if len(sites) == 1 else view.row(frame, probe.sites)
+    return Measured(view.label, view.kind, view.labelled(frame), row, sites, tuple(probe.audit()), heads)
 
 
-def _null_model(probe: Probe, null: InitBlock, label: str, seed: int) -> Measured:
-    kind = "init-block"
+def _null_model(probe: Probe, null: InitBlock, view: _View) -> Measured:
     sites: list[SiteSummary] = []
+    heads: list[SiteSummary] = []
     frames: list[pd.DataFrame] = []
     by_draw: dict[int, list[pd.DataFrame]] = {}
     for site in probe.sites:
-        summaries = []
-        for draw in null.draws(site.name):
-            summaries.append(
-                summarise(
-                    draw.frame,
-                    model=label,
-                    kind=kind,
-                    block=site.block,
-                    settings=site.settings,
-                    energy=draw.energy,
-                    seed=seed,
-                )
-            )
+        draws = null.draws(site.name)
+        sites.append(mean_over_draws([view.site(draw.frame, site, draw.energy) for draw in draws]))
+        by_head = zip(*(view.heads(draw.frame, site) for draw in draws), strict=True)
+        heads += [mean_over_draws(list(same)) for same in by_head]
+        for draw in draws:
             by_draw.setdefault(draw.number, []).append(draw.frame)
-            frames.append(_labelled(draw.frame, label, kind, draw.number))
-        sites.append(mean_over_draws(summaries))
-    rows = [_row(pd.concat(parts), probe.sites, label, kind, seed) for parts in by_draw.values()]
+            frames.append(view.labelled(draw.frame, draw.number))
+    rows = [view.row(pd.concat(parts), probe.sites) for parts in by_draw.values()]
     row = sites[0] if len(sites) == 1 else mean_over_draws(rows)
-    return Measured(label, kind, pd.concat(frames, ignore_index=True), row, tuple(sites), ())
-
-
-def _row(frame: pd.DataFrame, sites: Sequence[Site], label: str, kind: str, seed: int) -> SiteSummary:
-    blocks = {site.block for site in sites}
-    return summarise(frame, model=label, kind=kind, block=blocks.pop() if len(blocks) == 1 else "several", seed=seed)
-
-
-def _labelled(frame: pd.DataFrame, label: str, kind: str, draw: int = 0) -> pd.DataFrame:
-    labelled = frame.copy()
-    labelled.insert(0, "model", label)
-    labelled.insert(1, "kind", kind)
-    labelled.insert(2, "draw", draw)
-    return labelled
+    records = pd.concat(frames, ignore_index=True)
+    return Measured(view.label, view.kind, records, row, tuple(sites), (), tuple(heads))
