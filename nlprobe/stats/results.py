@@ -27,12 +27,17 @@ class ProductStatistics:
 
 @dataclass(frozen=True)
 class MapStatistics:
-    """Statistics of the attention rows a_i = (a_ij)_j over M keys; c_i = a_i − mean_j a_ij.
+    """Statistics of the attention rows a_i = (a_ij)_j; c_i = a_i − (Σ_j a_ij/|S_i|)·1_{S_i}.
+
+    S_i is the support of row i: the keys that query i may see, all M where nothing is masked; of a head-averaged map it
+    is the union of the heads' supports. Rows are taken in full, zeros outside S_i. A row that is zero, because its
+    query sees no key or by itself, has no direction and is left out of every column.
 
     Attributes:
         avg_dist: Average cosine distance of the rows that are not zero; NaN where all are.
         zero_rows: How many rows are zero.
-        entropy: mean_i −Σ_j a_ij log a_ij, divided by log M; NaN where rows are not distributions, or M = 1.
+        entropy: Mean of (−Σ_j a_ij log a_ij)/log |S_i| over the rows that see more than one key; NaN where rows are not
+            distributions, or none sees more than one key.
         n_eff: mean_i (Σ_j |a_ij|)² / Σ_j a_ij² over the rows that are not zero, between 1 and M.
         shared: ‖mean_i c_i‖² / mean_i ‖c_i‖², the part of the maps' unevenness that all queries have in common; NaN
             where every c_i is zero.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nlprobe.errors import NlprobeError
-from nlprobe.stats import MapStatistics, softmax_map_statistics, softmax_maps
+from nlprobe.stats import MapStatistics, softmax_map_statistics, softmax_shifted
 
 properties = settings(derandomize=True, deadline=None, max_examples=25)
 sizes = st.tuples(st.integers(1, 30), st.integers(2, 30), st.integers(1, 12))
@@ -189,7 +189,7 @@ def test_distance_only_gives_the_same_distance_and_nothing_else() -> None:
 def test_sets_are_measured_one_by_one_whatever_the_layout_and_the_blocks(
     monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    monkeypatch.setattr(softmax_maps, "MOST_ELEMENTS", most)
+    monkeypatch.setattr(softmax_shifted, "MOST_ELEMENTS", most)
     query, key = torch.randn(2, 201, 3, 8).transpose(1, 2), torch.randn(2, 37, 3, 8).transpose(1, 2)
     query[1, 2] *= 1e-6  # one set of six is redone in float64
     query[0, 1] *= 100
