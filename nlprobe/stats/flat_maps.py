@@ -26,7 +26,7 @@ def flat_distance(logits: Logits) -> Float[Tensor, "s h"]:
         there) and where no query sees a key.
     """
     s, h, n, m = logits.shape
-    mask = None if logits.mask is None else _hiding(logits.mask)
+    mask = None if logits.mask is None else _hiding(logits.mask, n, m)
     if mask is None:
         return torch.full((s, h), torch.nan, dtype=torch.float64, device=logits.device)
     if mask.visible is None and mask.bias is None:
@@ -37,11 +37,15 @@ def flat_distance(logits: Logits) -> Float[Tensor, "s h"]:
     return distance.expand(s, h).clone()
 
 
-def _hiding(mask: Mask) -> Mask | None:
+def _hiding(mask: Mask, n: int, m: int) -> Mask | None:
     """The mask without the parts that hide nothing: they would only multiply the masks to look at."""
     bias, visible = Mask(bias=mask.bias, hidden_below=mask.hidden_below), Mask(visible=mask.visible)
-    mask = replace(mask, bias=mask.bias if bias.hides() else None, visible=mask.visible if visible.hides() else None)
-    return mask if mask.hides() else None
+    mask = replace(
+        mask,
+        bias=mask.bias if bias.hides(n, m) else None,
+        visible=mask.visible if visible.hides(n, m) else None,
+    )
+    return mask if mask.hides(n, m) else None
 
 
 def _diagonal_distance(diagonal: int, n: int, m: int, device: torch.device) -> Tensor:
@@ -50,8 +54,6 @@ def _diagonal_distance(diagonal: int, n: int, m: int, device: torch.device) -> T
     Their sum over all pairs is N + 2 Σ_k c_k^−½ Σ_{i<k} c_i^½.
     """
     counts = (torch.arange(n, dtype=torch.float64, device=device) + 1 + diagonal).clamp(0, m)
-    if not n or diagonal >= m - 1 or counts[-1] == 0:
-        return torch.full((1, 1), torch.nan, dtype=torch.float64, device=device)
     roots = counts[counts > 0].sqrt()
     products = len(roots) + 2 * ((roots.cumsum(0) - roots) / roots).sum()
     return (0.5 * (1 - products / len(roots) ** 2)).clamp_min(0).view(1, 1)

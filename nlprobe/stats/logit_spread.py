@@ -42,7 +42,7 @@ def _moments(logits: Logits, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Means over the rows of their variances and of their squared means, in float64."""
     s, h, _, _ = logits.shape
     sums = torch.zeros(3, s, h, dtype=torch.float64, device=logits.device)
-    hides = logits.given is not None or (logits.mask is not None and logits.mask.hides())
+    hides = logits.given is not None or (logits.mask is not None and logits.mask.hides(*logits.shape[2:]))
     for sets, heads, _, block in logit_blocks(logits, dtype, centred=True):
         seen, means, variances = _masked_rows(block) if hides else _rows(block)
         for total, rows in zip(sums, (seen, means.square(), variances), strict=True):
