@@ -63,15 +63,17 @@ def _product_level(logits: Logits) -> Tensor | float:
 
 
 def _rows(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    variances, means = torch.var_mean(block, -1, correction=0)
-    return torch.ones_like(means), means, variances
+    means = block.mean(-1)
+    deviations = torch.linalg.vector_norm(block.sub_(means.unsqueeze(-1)), dim=-1)
+    return torch.ones_like(means), means, deviations.square() / block.shape[-1]
 
 
 def _masked_rows(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Whether each row sees a key, its mean and variance over the keys it sees; zero where it sees none."""
-    hidden = block == -torch.inf
-    counts = (block.shape[-1] - hidden.sum(-1)).to(block.dtype)
+    # as numbers: filling and counting by a mask of bools takes ten times as long
+    visible = torch.ne(block, -torch.inf, out=torch.empty_like(block))
+    counts = visible.sum(-1)
     divisors = counts.clamp_min(1)
-    means = block.masked_fill_(hidden, 0).sum(-1) / divisors
-    squares = block.sub_(means.unsqueeze(-1)).masked_fill_(hidden, 0).square_().sum(-1)
-    return counts > 0, means, squares / divisors
+    means = block.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=0).sum(-1) / divisors
+    deviations = torch.linalg.vector_norm(block.sub_(means.unsqueeze(-1)).mul_(visible), dim=-1)
+    return counts > 0, means, deviations.square() / divisors

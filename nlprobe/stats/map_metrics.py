@@ -107,7 +107,9 @@ class _Sums:
         if self._chosen & {"sink_mass", "jsd"}:
             self._columns[at] += weights.sum(-2)
         if "jsd" in self._chosen:
-            self._entropy[at] += torch.special.entr(weights).sum((-2, -1), dtype=torch.float64)
+            # five times as fast as torch.special.entr, and the same: 0 · log(tiny) = 0
+            logarithms = weights.clamp_min(torch.finfo(weights.dtype).tiny).log_()
+            self._entropy[at] -= torch.linalg.vecdot(weights, logarithms).sum(-1, dtype=torch.float64)
         first = max(self._prefix - rows.start, 0)
         if first >= rows.stop - rows.start:
             return
@@ -134,23 +136,24 @@ class _Sums:
 
     def _add_distance(self, at: tuple[slice, slice], weights: Tensor, apart: Tensor) -> None:
         mass = weights.sum(-1)
-        means = (weights * apart).sum(-1) / mass
+        means = torch.linalg.vecdot(weights, apart) / mass
         self._reaching[at] += (mass > NO_MASS).sum(-1)
         self._distance[at] += means.masked_fill_(mass <= NO_MASS, 0).sum(-1, dtype=torch.float64)
 
 
 def _stream(logits: Logits, chosen: set[str], placed: PlacedGrids | None, prefix: int, dtype: torch.dtype) -> _Sums:
     sums = _Sums(logits, chosen, placed, prefix)
-    hides = logits.given is not None or (logits.mask is not None and logits.mask.hides(*logits.shape[2:]))
     for sets, heads, rows, block in logit_blocks(logits, dtype, centred=True):
-        weights = torch.softmax(block, -1)
-        if hides:
-            seen = block.amax(-1) > -torch.inf
-            weights.masked_fill_(~seen.unsqueeze(-1), 0)
-        else:
-            seen = torch.ones(block.shape[:-1], dtype=torch.bool, device=block.device)
-        sums.add((sets, heads), rows, weights, seen)
+        sums.add((sets, heads), rows, *_softmax(block))
     return sums
+
+
+def _softmax(block: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights, in place, and which rows see a key; the others are zero."""
+    top = block.amax(-1, keepdim=True)
+    weights = block.sub_(top.clamp_min(torch.finfo(block.dtype).min)).exp_()
+    # 1 or more where a key is seen: that of the largest logit
+    return weights.div_(weights.sum(-1, keepdim=True).clamp_min_(1)), top.squeeze(-1) > -torch.inf
 
 
 def _check(

@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import math
 
@@ -8,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nlprobe.errors import ConfigError, NlprobeError
-from nlprobe.stats import logit_blocks, map_metrics, map_rank
+from nlprobe.stats import logit_blocks, map_rank
 from nlprobe.stats.logits import Logits
-from nlprobe.stats.map_metrics import METRICS
+from nlprobe.stats.map_metrics import METRICS, map_metrics
 from nlprobe.stats.masks import Mask
 
+MODULE = importlib.import_module("nlprobe.stats.map_metrics")
 S, H, D, PREFIX = 2, 4, 8, 2
 QUERY_GRID, KEY_GRID = (3, 4), (3, 2)
 N, M = PREFIX + 12, PREFIX + 6
@@ -102,7 +104,7 @@ def brute_force(maps: Tensor, query_grid: tuple[int, ...], key_grid: tuple[int, 
 
 
 def measured(logits: Logits, prefix: int = PREFIX) -> dict[str, Tensor]:
-    return map_metrics.map_metrics(logits, tuple(METRICS), query_grid=QUERY_GRID, key_grid=KEY_GRID, prefix=prefix)
+    return map_metrics(logits, tuple(METRICS), query_grid=QUERY_GRID, key_grid=KEY_GRID, prefix=prefix)
 
 
 def assert_same(
@@ -164,15 +166,13 @@ def test_grids_of_any_dimensions_and_pooled_keys(
 ) -> None:
     query = torch.randn(1, 2, prefix + math.prod(query_grid), D, dtype=torch.float64)
     key = torch.randn(1, 2, prefix + math.prod(key_grid), D, dtype=torch.float64)
-    found = map_metrics.map_metrics(
-        Logits(query, key), tuple(METRICS), query_grid=query_grid, key_grid=key_grid, prefix=prefix
-    )
+    found = map_metrics(Logits(query, key), tuple(METRICS), query_grid=query_grid, key_grid=key_grid, prefix=prefix)
     assert_same(found, brute_force(dense_maps(query, key, 1.0, None), query_grid, key_grid, prefix), 1e-10)
 
 
 def test_a_single_position() -> None:
     logits = Logits(torch.randn(2, 3, 1, D), torch.randn(2, 3, 1, D))
-    found = map_metrics.map_metrics(logits, tuple(METRICS), query_grid=(1, 1), key_grid=(1, 1))
+    found = map_metrics(logits, tuple(METRICS), query_grid=(1, 1), key_grid=(1, 1))
     expected = {"attention_distance": 0.0, "prefix_mass": math.nan, "sink_mass": 1.0, "jsd": 0.0}
     for name, value in {**expected, "effective_rank": math.nan}.items():
         torch.testing.assert_close(found[name], torch.full((2, 3), value, dtype=torch.float64), equal_nan=True)
@@ -194,7 +194,7 @@ def test_rows_that_are_equal_but_for_rounding_have_no_rank() -> None:
 
 def test_each_query_on_its_own_key_has_full_divergence_and_rank_and_no_distance() -> None:
     logits = Logits(given=torch.full((8, 8), -torch.inf).fill_diagonal_(0)[None, None])
-    found = map_metrics.map_metrics(logits, tuple(METRICS), query_grid=(2, 4), key_grid=(2, 4))
+    found = map_metrics(logits, tuple(METRICS), query_grid=(2, 4), key_grid=(2, 4))
     expected = {"attention_distance": 0.0, "prefix_mass": math.nan, "sink_mass": 1 / 8, "jsd": 3.0}
     for name, value in {**expected, "effective_rank": 7.0}.items():
         assert float(found[name]) == pytest.approx(value, rel=1e-6, nan_ok=True)
@@ -214,9 +214,9 @@ def test_every_metric_keeps_its_bounds_and_does_not_ask_for_the_order_of_positio
     generator = torch.Generator().manual_seed(seed)
     query, key = (torch.randn(1, 1, size, D, generator=generator, dtype=torch.float64) for size in (n, m))
     names = ("sink_mass", "jsd", "effective_rank")
-    found = map_metrics.map_metrics(Logits(query, key, scale), names)
+    found = map_metrics(Logits(query, key, scale), names)
     order, keys = torch.randperm(n, generator=generator), torch.randperm(m, generator=generator)
-    shuffled = map_metrics.map_metrics(Logits(query[:, :, order], key[:, :, keys], scale), names)
+    shuffled = map_metrics(Logits(query[:, :, order], key[:, :, keys], scale), names)
     assert_same(found, shuffled, 1e-8, 1e-10)
     assert 1 / m <= float(found["sink_mass"]) <= 1
     assert 0 <= float(found["jsd"]) <= math.log2(min(n, m))
@@ -228,11 +228,11 @@ def test_a_small_divergence_is_taken_in_float64(
 ) -> None:
     query, key = (part.float() for part in product)
     expected = brute_force(dense_maps(query, key, 1e-4, None), QUERY_GRID, KEY_GRID, PREFIX)["jsd"]
-    found = map_metrics.map_metrics(Logits(query, key, 1e-4), ["jsd"])["jsd"]
+    found = map_metrics(Logits(query, key, 1e-4), ["jsd"])["jsd"]
     assert 0 < expected.max() < 1e-6
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-    monkeypatch.setattr(map_metrics, "JSD_ACCEPTED", 0.0)
-    lossy = map_metrics.map_metrics(Logits(query, key, 1e-4), ["jsd"])["jsd"]
+    monkeypatch.setattr(MODULE, "JSD_ACCEPTED", 0.0)
+    lossy = map_metrics(Logits(query, key, 1e-4), ["jsd"])["jsd"]
     assert abs(lossy / expected - 1).max() > 1e-2
 
 
@@ -248,22 +248,20 @@ def test_no_rank_is_taken_of_maps_beyond_the_limits(limit: str, monkeypatch: pyt
 def test_only_what_is_asked_for_comes_back_in_that_order(product: tuple[Tensor, Tensor]) -> None:
     every = measured(Logits(*product))
     for names in itertools.permutations(METRICS, 2):
-        found = map_metrics.map_metrics(
-            Logits(*product), names, query_grid=QUERY_GRID, key_grid=KEY_GRID, prefix=PREFIX
-        )
+        found = map_metrics(Logits(*product), names, query_grid=QUERY_GRID, key_grid=KEY_GRID, prefix=PREFIX)
         assert tuple(found) == names
         assert all(torch.equal(found[name], every[name]) for name in names)
 
 
 def test_without_grids_and_prefix_their_metrics_are_undefined(product: tuple[Tensor, Tensor]) -> None:
-    found = map_metrics.map_metrics(Logits(*product), tuple(METRICS))
+    found = map_metrics(Logits(*product), tuple(METRICS))
     undefined = {name for name, value in found.items() if value.isnan().all()}
     assert undefined == {"attention_distance", "prefix_mass"}
 
 
 def test_a_sequence_of_prefix_tokens_alone_has_no_distance() -> None:
     logits = Logits(torch.randn(1, 1, 3, D), torch.randn(1, 1, 3, D))
-    found = map_metrics.map_metrics(logits, STREAMED, query_grid=(0,), key_grid=(0,), prefix=3)
+    found = map_metrics(logits, STREAMED, query_grid=(0,), key_grid=(0,), prefix=3)
     assert {name for name, value in found.items() if value.isnan()} == {"attention_distance", "prefix_mass"}
 
 
@@ -287,9 +285,9 @@ def test_what_does_not_fit_is_refused(
     product: tuple[Tensor, Tensor],
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        map_metrics.map_metrics(Logits(*product), metrics, query_grid=query_grid, key_grid=key_grid, prefix=prefix)
+        map_metrics(Logits(*product), metrics, query_grid=query_grid, key_grid=key_grid, prefix=prefix)
 
 
 def test_what_is_not_finite_is_named() -> None:
     with pytest.raises(NlprobeError, match="`given`"):
-        map_metrics.map_metrics(Logits(given=torch.full((1, 1, 2, 2), torch.nan)), ["jsd"])
+        map_metrics(Logits(given=torch.full((1, 1, 2, 2), torch.nan)), ["jsd"])

@@ -1,3 +1,4 @@
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from nlprobe.stats.logits import Logits
 from nlprobe.stats.masks import Mask
 from nlprobe.stats.softmax_rows import softmax_apply, softmax_mean_map, softmax_rows
 
+MODULE = importlib.import_module("nlprobe.stats.softmax_rows")
 S, H, N, M, D = 3, 6, 10, 12, 8
 ROWS = torch.tensor([8, 1, 1, 0])
 
@@ -56,7 +58,7 @@ def product(request: pytest.FixtureRequest) -> tuple[Tensor, Tensor]:
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several sets at once, one set, some heads, some rows of one head, one row."""
     monkeypatch.setattr(logit_blocks, "block_elements", lambda device: request.param)
-    monkeypatch.setattr("nlprobe.stats.softmax_rows.block_elements", lambda device: request.param)
+    monkeypatch.setattr(MODULE, "block_elements", lambda device: request.param)
 
 
 @pytest.mark.usefixtures("_blocks")
