@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from nlprobe.errors import CaptureError as CaptureError
     from nlprobe.errors import NlprobeError as NlprobeError
     from nlprobe.models import build as build
+    from nlprobe.probe import AttentionModule as AttentionModule
     from nlprobe.probe import attention_map as attention_map
     from nlprobe.probe import init_block as init_block
     from nlprobe.probe.capture import probe as probe
     from nlprobe.stats import avg_dist as avg_dist
 
 _HOMES = {
+    "AttentionModule": "nlprobe.probe",
     "CaptureError": "nlprobe.errors",
     "NlprobeError": "nlprobe.errors",
     "attention_map": "nlprobe.probe",
@@ -30,6 +32,7 @@ _HOMES = {
 _PACKAGES = ("blocks", "checkpoints", "data", "models", "plots", "probe", "stats", "tables", "training")
 
 __all__ = [
+    "AttentionModule",
     "CaptureError",
     "NlprobeError",
     "attention_map",

@@ -7,6 +7,7 @@ The package shares its name with the function that everybody calls first, so it 
 import sys
 from types import ModuleType
 
+from nlprobe.probe.adapters import Adapter, AttentionModule
 from nlprobe.probe.audit import SiteAudit
 from nlprobe.probe.baselines import InitBlock, init_block
 from nlprobe.probe.capture import Probe, probe
@@ -14,6 +15,8 @@ from nlprobe.probe.maps import AttentionMaps, attention_map
 from nlprobe.probe.sites import Site, find_sites
 
 __all__ = [
+    "Adapter",
+    "AttentionModule",
     "AttentionMaps",
     "InitBlock",
     "Probe",

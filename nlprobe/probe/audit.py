@@ -8,7 +8,7 @@ from torch import Tensor
 from nlprobe.errors import CaptureError
 from nlprobe.probe.adapters import Capture, PairwiseCapture
 from nlprobe.probe.adapters.recompute import at_least_single, relative_error
-from nlprobe.stats import apply_map
+from nlprobe.stats import apply_map, softmax_apply
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest relative Frobenius error by the precision in which the block computed."""
@@ -25,7 +25,8 @@ class SiteAudit:
         dtype: The lowest precision met in the block.
         errors: Relative Frobenius errors of the recomputed parts, on the first batch.
         tolerance: What they may be at most.
-        status: "passed" or "not seen".
+        masks: What was added to or hidden from the logits, in words.
+        status: "passed", "unverified" (dropout drew other weights than those measured) or "not seen".
         not_counted: What the records of this site leave out, in words.
     """
 
@@ -35,6 +36,7 @@ class SiteAudit:
     dtype: str = ""
     errors: dict[str, float] = field(default_factory=dict)
     tolerance: float = 0.0
+    masks: list[str] = field(default_factory=list)
     status: str = "not seen"
     not_counted: list[str] = field(default_factory=list)
 
@@ -53,6 +55,7 @@ class SiteAudit:
             "error": None if not self.errors else self.error,
             "errors": dict(self.errors),
             "tolerance": self.tolerance,
+            "masks": list(self.masks),
             "status": self.status,
             "not_counted": list(self.not_counted),
         }
@@ -68,10 +71,16 @@ def check(audit: SiteAudit, capture: Capture) -> None:
         CaptureError: an error passes the tolerance.
     """
     errors = dict(capture.errors())
-    tensors = [capture.x]
     if isinstance(capture, PairwiseCapture):
-        tensors += [capture.query, capture.context]
-        errors["A·V"] = relative_error(_recomputed_context(capture), capture.context)
+        tensors = [
+            tensor for tensor in (capture.x, capture.query, capture.given, capture.context) if tensor is not None
+        ]
+        audit.masks = _masks(capture)
+        audit.not_counted = list(capture.not_counted)
+        if not capture.dropout:
+            errors["A·V"] = relative_error(_recomputed_context(capture), capture.context)
+    else:
+        tensors = [capture.x]
     dtype = min((tensor.dtype for tensor in tensors), key=lambda dtype: torch.finfo(dtype).bits)
     audit.dtype = str(dtype).removeprefix("torch.")
     audit.errors, audit.tolerance = errors, TOLERANCES[dtype]
@@ -84,10 +93,30 @@ def check(audit: SiteAudit, capture: Capture) -> None:
             f"(at most {audit.tolerance:.0e} in {audit.dtype})",
             "the block's forward does not compute what its settings say; mend it, or leave the site out",
         )
-    audit.status = "passed"
+    dropped = isinstance(capture, PairwiseCapture) and capture.dropout > 0
+    audit.status = "unverified" if dropped else "passed"
+
+
+def _masks(capture: PairwiseCapture) -> list[str]:
+    mask = capture.mask
+    if mask is None:
+        return []
+    found = []
+    if mask.diagonal is not None:
+        found.append("causal")
+    if mask.visible is not None:
+        found.append("hidden keys")
+    if mask.bias is not None:
+        hides = bool((mask.bias <= mask.hidden_below).any())
+        found.append("bias with hidden keys" if hides else "bias")
+    return found
 
 
 def _recomputed_context(capture: PairwiseCapture) -> Tensor:
+    if capture.instantiation in ("gaussian", "embedded_gaussian"):
+        return softmax_apply(capture.logits, capture.value)
+    assert capture.query is not None
+    assert capture.key is not None
     query, key, value = (at_least_single(t)[:, 0] for t in (capture.query, capture.key, capture.value))
     weights = None
     if capture.weight_query is not None and capture.weight_key is not None:

@@ -1,9 +1,10 @@
 """The probe: a context in which a model's attention is measured while it runs."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -13,16 +14,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nlprobe.errors import CaptureError, ConfigError
-from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture, Deliver
+from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture, Deliver, PairwiseCapture
 from nlprobe.probe.audit import SiteAudit, check
+from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_adapter
 from nlprobe.probe.energy import DataSetMoments
-from nlprobe.probe.measure import Measurement, Moments, Precision, measure
-from nlprobe.probe.sites import Site, SiteSelection, find_sites
+from nlprobe.probe.measure import Measurement, Moments, Precision, Wanted, measure, refuse_unknown
+from nlprobe.probe.positions import ImageBatch, prefix_tokens
+from nlprobe.probe.selections import Rectangle
+from nlprobe.probe.sites import Site, SiteSelection, compiled, known_sites, select, site_name
+from nlprobe.probe.watch import Watch
+from nlprobe.stats import METRICS
 from nlprobe.stats.records import QUANTITIES, empty_record, to_frame
 
 
 @dataclass
-class _SiteBatch:
+class SiteBatch:
     """What one site showed during one forward of the model: the measurements of each call, and its moments."""
 
     images: int
@@ -36,7 +42,7 @@ class _Batch:
 
     images: list[str]
     views: list[int]
-    sites: dict[str, _SiteBatch]
+    sites: dict[str, SiteBatch]
 
 
 class Probe:
@@ -52,26 +58,29 @@ class Probe:
         model: nn.Module,
         sites: SiteSelection = None,
         *,
-        quantities: Collection[str] = QUANTITIES,
-        precision: Precision = "float32",
-        centres: Mapping[str, Mapping[str, Tensor]] | None = None,
-        adapters: Sequence[Adapter] = ADAPTERS,
+        wanted: Wanted,
+        prefix: int | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
-        unknown = sorted(set(quantities) - set(QUANTITIES))
-        if unknown:
-            raise ConfigError(f"unknown quantities `{'`, `'.join(unknown)}`", f"choose from {', '.join(QUANTITIES)}")
-        if precision not in ("float32", "float64"):
-            raise ConfigError(f"unknown precision `{precision}`", "choose float32 or float64")
-        self.sites: list[Site] = find_sites(model, sites, adapters)
+        refuse_unknown(wanted, METRICS)
+        self._wanted = replace(wanted, quantities=tuple(name for name in QUANTITIES if name in wanted.quantities))
+        self._selection, self._prefix = sites, prefix
+        known = known_sites(model, (*adapters, *ADAPTERS), prefix)
+        within = {id(part) for site in known for part in site.module.modules()}
+        elsewhere = [path for path, module in model.named_modules() if id(module) not in within]
+        self._known = known
+        self.sites: list[Site] = list(select(known, sites, elsewhere))
         self._model = model
-        self._quantities = tuple(quantity for quantity in QUANTITIES if quantity in quantities)
-        self._precision: Precision = precision
-        self._centres = centres or {}
+        self._watch = Watch()
+        self._discovery: Discovery | None = None
+        self._searched = False
+        self._batch = ImageBatch()
+        self._eagerly = ExitStack()
         self._handles: list[RemovableHandle] = []
         self._audits = {site.name: SiteAudit(site.name) for site in self.sites}
         self._moments: dict[str, dict[str, DataSetMoments]] = defaultdict(lambda: defaultdict(DataSetMoments))
         self._batches: list[_Batch] = []
-        self._open: dict[str, _SiteBatch] | None = None
+        self._open: dict[str, SiteBatch] | None = None
         self._named: list[tuple[str, int]] | None = None
         self._numbered = 0
         self._restored: list[dict[str, object]] = []
@@ -81,9 +90,14 @@ class Probe:
         if self._handles:
             raise ConfigError("this probe is already in use", "make one probe for each `with`")
         try:
+            if compiled(self._model) or "torch._dynamo" in sys.modules:
+                # compiled code calls no hooks; under this stance torch runs what it was compiled from
+                self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
             for site in self.sites:
-                self._handles += site.adapter.attach(site.module, self._receiver(site))
-            self._handles.append(self._model.register_forward_pre_hook(self._begin, prepend=True))
+                self._handles += site.adapter.attach(site.module, self._receiver(site), self._watch)
+            if not self._searched:
+                self._discovery = Discovery(self._model, self._known, self._watch, self._discovered)
+            self._handles.append(self._model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True))
             self._handles.append(self._model.register_forward_hook(self._end))
         except BaseException:
             self._remove()
@@ -179,7 +193,7 @@ class Probe:
 
     def beside(self, model: nn.Module) -> "Probe":
         """A new probe of another model with the quantities and precision of this one."""
-        return Probe(model, quantities=self._quantities, precision=self._precision)
+        return Probe(model, wanted=replace(self._wanted, centres={}, rectangle=None))
 
     def close(self) -> None:
         """Take every hook off; leaving the context does the same."""
@@ -193,6 +207,33 @@ class Probe:
         named = self._named[:count]
         return [name for name, _ in named], [view for _, view in named]
 
+    def _discovered(self, path: str, module: nn.Module) -> Deliver | None:
+        """A site that no adapter knew; None where it was not chosen."""
+        adapter = functional_adapter()
+        tokens = prefix_tokens(self._model, path) if self._prefix is None else self._prefix
+        site = Site(site_name(path), module, adapter, *adapter.describe(module), tokens)
+        self._known.append(site)
+        if site not in select(self._known, self._selection, [path for path, _ in self._model.named_modules()]):
+            return None
+        self._audits.setdefault(site.name, SiteAudit(site.name))
+        return self._receiver(site)
+
+    def _end_of_search(self) -> None:
+        """After the first forward call: keep the hooks of what was found, and be as strict with it as with the rest."""
+        assert self._discovery is not None
+        self._discovery.close()
+        self._discovery, self._searched = None, True
+        if not self._known:
+            raise CaptureError(
+                f"no attention was seen in a forward call of `{type(self._model).__name__}`",
+                "if its attention runs in a custom kernel (flash-attn, xformers), switch that to "
+                "`scaled_dot_product_attention`; LIMITATIONS.md lists what can be seen",
+            )
+        self.sites = list(select(self._known, self._selection))
+        for site in self.sites:
+            if isinstance(site.adapter, FunctionalAttention):
+                self._handles += site.adapter.attach(site.module, self._receiver(site), self._watch)
+
     def _receiver(self, site: Site) -> Deliver:
         def receive(capture: Capture) -> None:
             if self._open is None:
@@ -201,25 +242,45 @@ class Probe:
                     "call the module that was given to `nlprobe.probe`, or probe the part that you call",
                 )
             audit = self._audits[site.name]
-            with torch.autocast(capture.x.device.type, enabled=False):
+            images = self._batch.count if isinstance(capture, PairwiseCapture) and capture.windows else capture.sets
+            if images is None or capture.sets % images:
+                raise CaptureError(
+                    f"`{site.name}` has {capture.sets} sets of positions, which are no multiple of the {images} images",
+                    "pass the images as the first tensor of the model's forward call",
+                )
+            capture = self._placed(capture, site)
+            with torch.autocast(capture.device.type, enabled=False):
                 if site.name not in self._audited:
                     check(audit, capture)
                     self._audited.add(site.name)
                 audit.calls += 1
-                centres = self._centres.get(site.name, {})
-                measurements, moments = measure(capture, self._quantities, self._precision, centres)
-            batch = self._open.setdefault(site.name, _SiteBatch(capture.x.shape[0]))
-            batch.calls.append(measurements)
-            batch.moments.append(moments)
+                batch = self._open.setdefault(site.name, SiteBatch(images))
+                self._take(site, capture, batch)
 
         return receive
 
-    def _begin(self, *_: object) -> None:
+    def _take(self, site: Site, capture: Capture, batch: SiteBatch) -> None:
+        """Reduce a capture to numbers."""
+        measurements, moments = measure(capture, self._wanted, site=site.name, prefix=site.prefix, images=batch.images)
+        batch.calls.append(measurements)
+        batch.moments.append(moments)
+
+    def _placed(self, capture: Capture, site: Site) -> Capture:
+        """With the grids of queries and keys, where the adapter left them open."""
+        if not isinstance(capture, PairwiseCapture) or capture.query_grid:
+            return capture
+        grids = [self._batch.grid(count - site.prefix) for count in (capture.n_queries, capture.n_keys)]
+        return replace(capture, query_grid=grids[0], key_grid=grids[1])
+
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._open = {}
+        self._batch = ImageBatch.of(args, kwargs)
 
     def _end(self, *_: object) -> None:
         assert self._open is not None
         sites, self._open = self._open, None
+        if self._discovery is not None:
+            self._end_of_search()
         for site in self.sites:
             audit = self._audits[site.name]
             audit.expected_calls += 1
@@ -259,6 +320,10 @@ class Probe:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        if self._discovery is not None:
+            self._discovery.close()
+            self._discovery = None
+        self._eagerly.close()
 
 
 def probe(
@@ -266,37 +331,51 @@ def probe(
     sites: SiteSelection = None,
     *,
     quantities: Collection[str] = QUANTITIES,
+    metrics: Collection[str] = (),
     precision: Precision = "float32",
+    prefix: int | None = None,
+    rectangle: Rectangle | None = None,
     centres: Mapping[str, Mapping[str, Tensor]] | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> Probe:
     """Measure the attention of a model while it runs.
 
-    Inside the returned context every forward call of `model` adds records: for each image and site the average cosine
-    distance (section 3.2.2)
+    Inside the returned context every forward call of `model` adds records: for each image, site and head the average
+    cosine distance (section 3.2.2)
 
         avg_dist = 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2
 
     of input x_i, key W_k x_i, query W_q x_i, product q_i·k_j, attention ω_i and output z_i − x_i, with the numbers
-    that tell a shared map from a flat one. The first call of every site is recomputed from what was captured and held
-    against the block's real output.
+    that tell a shared map from a flat one. Sites are the library's own blocks, attention modules of torch, torchvision,
+    timm and transformers, and any `scaled_dot_product_attention` or written-out softmax(q kᵀ) v that a forward calls,
+    which is found during the first call. Compiled models run uncompiled inside the context. The first call of every
+    site is recomputed from what was captured and held against what the block really computed.
 
     Args:
-        model: The network; it must be this module that is called.
+        model: The network; it is this module that must be called.
         sites: A glob, a list of names or globs, or a predicate on `Site`; all by default.
         quantities: Which of the six.
+        metrics: Further metrics of the maps, of `nlprobe.stats.METRICS`.
         precision: Of the products behind softmax maps: in float32 the distance is within 1e-5 of its value plus 1e-9.
+        prefix: How many of the first positions are no places in the image; found out for timm, torchvision and
+            transformers.
+        rectangle: Ranges of queries and keys whose maps, renormalised over these keys, are measured as well; every
+            query must see every key.
         centres: Data-set means from another probe's `centres()`; adds `centred_dist`.
+        adapters: Tried before the library's own; `nlprobe.AttentionModule` makes one in a line.
 
     Returns:
         The probe, to be used as a context manager; afterwards its `frame()`, `audit()` and `energy()`.
 
     Raises:
-        ConfigError: no such site or quantity; the model is compiled.
-        CaptureError: (inside or on leaving) a site did not run, or does not compute what its settings say.
+        ConfigError: no such site, quantity or metric.
+        CaptureError: (inside or on leaving) a site did not run, computes something that cannot be seen, or does not
+            compute what was seen.
 
     Cost: O(N·C) time and memory, for softmax maps O(N·M·d) time in blocks of queries; never an N×M matrix.
     """
-    return Probe(model, sites, quantities=quantities, precision=precision, centres=centres)
+    wanted = Wanted(tuple(quantities), tuple(metrics), precision, rectangle, centres or {})
+    return Probe(model, sites, wanted=wanted, prefix=prefix, adapters=adapters)
 
 
 def _records(batch: _Batch, site: str, call: int, measurement: Measurement) -> list[dict[str, object]]:
@@ -314,7 +393,7 @@ def _records(batch: _Batch, site: str, call: int, measurement: Measurement) -> l
             "call": call,
             "head": measurement.head,
             "quantity": measurement.quantity,
-            "positions": "all",
+            "positions": measurement.positions,
         }
         for index, (image, view) in enumerate(zip(batch.images, batch.views, strict=True))
     ]

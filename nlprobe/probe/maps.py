@@ -8,11 +8,20 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from nlprobe.errors import CaptureError, ConfigError
-from nlprobe.probe.adapters import Capture, PairwiseCapture
-from nlprobe.probe.audit import SiteAudit, check
-from nlprobe.probe.sites import SiteSelection, find_sites
-from nlprobe.stats import concat_map_statistics, map_rows, mean_map, product_statistics, softmax_map_statistics
+from nlprobe.errors import ConfigError
+from nlprobe.probe.adapters import Adapter, Capture, PairwiseCapture
+from nlprobe.probe.capture import Probe, SiteBatch
+from nlprobe.probe.measure import Wanted
+from nlprobe.probe.sites import Site, SiteSelection
+from nlprobe.stats import (
+    concat_map_statistics,
+    map_rows,
+    mean_map,
+    product_statistics,
+    softmax_mean_map,
+    softmax_rows,
+    softmax_statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,9 @@ def attention_map(
     queries: Sequence[tuple[int, int]],
     site: SiteSelection = None,
     *,
+    head: int | None = None,
+    prefix: int | None = None,
+    adapters: Sequence[Adapter] = (),
     picture: UInt8[np.ndarray, "pheight pwidth 3"] | None = None,
     image_id: str = "",
     label: str = "",
@@ -68,6 +80,9 @@ def attention_map(
         image: The preprocessed image, as the network takes it.
         queries: (y, x) in pixels of `picture`, or of `image` where no picture is given.
         site: Name or glob of the site; needed where the model has several.
+        head: Which head; the average of all by default.
+        prefix: How many of the first positions are no places in the image; found out by default.
+        adapters: As in `nlprobe.probe`.
         picture: The photograph to show, if the network saw a resized one; the whole of it must be what it saw.
         image_id: Name of the image.
         label: Label of the model.
@@ -85,78 +100,100 @@ def attention_map(
     shown = picture if picture is not None else _displayable(batch[0])
     queries = tuple((int(y), int(x)) for y, x in queries)
     _refuse_outside(queries, shown.shape[:2])
-    sites = find_sites(model, site)
-    if len(sites) > 1:
-        names = ", ".join(f"`{one.name}`" for one in sites)
-        raise ConfigError(f"the model has {len(sites)} sites here: {names}", "choose one with `site=` (or --site)")
-    chosen = sites[0]
-    found: list[AttentionMaps] = []
-
-    def receive(capture: Capture) -> None:
-        with torch.autocast(capture.x.device.type, enabled=False):
-            check(SiteAudit(chosen.name), capture)
-            grid = capture.query_grid
-            if len(grid) != 2:
-                raise ConfigError(
-                    f"`{chosen.name}` has {len(grid)}-D positions, and a map is drawn in 2-D", "choose another"
-                )
-            cells = [(y * grid[0] // shown.shape[0], x * grid[1] // shown.shape[1]) for y, x in queries]
-            maps, mean, key_grid, distance, name = _maps(capture, [y * grid[1] + x for y, x in cells])
-        found.append(
-            AttentionMaps(
-                site=chosen.name,
-                instantiation=name,
-                image=shown,
-                image_id=image_id,
-                label=label,
-                queries=queries,
-                maps=maps.reshape(len(queries), *key_grid).double().cpu().numpy(),
-                mean=mean.reshape(key_grid).double().cpu().numpy(),
-                grid=key_grid,
-                query_grid=(grid[0], grid[1]),
-                avg_dist=distance,
-                n_keys=key_grid[0] * key_grid[1],
-            )
+    drawing = _Drawing(model, site, wanted=Wanted(quantities=("att",)), prefix=prefix, adapters=adapters)
+    with torch.no_grad(), drawing:
+        model(batch)
+    if len(drawing.seen) > 1:
+        names = ", ".join(f"`{one.name}`" for one in drawing.sites)
+        raise ConfigError(
+            f"the model has {len(drawing.sites)} sites here: {names}", "choose one with `site=` (or --site)"
         )
+    ((chosen, capture),) = drawing.seen.values()
+    grid = capture.query_grid
+    if len(grid) != 2:
+        raise ConfigError(
+            f"`{chosen.name}` has {len(grid)}-D positions, and a map is drawn in 2-D", "choose another site"
+        )
+    cells = [(y * grid[0] // shown.shape[0], x * grid[1] // shown.shape[1]) for y, x in queries]
+    rows = [chosen.prefix + y * grid[1] + x for y, x in cells]
+    with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+        maps, mean, distance = _maps(capture, rows, head, chosen.name)
+    key_grid = capture.key_grid if isinstance(capture, PairwiseCapture) else grid
+    if len(key_grid) != 2:
+        raise ConfigError(f"the keys of `{chosen.name}` are no grid, and a map is drawn in 2-D", "choose another site")
+    return AttentionMaps(
+        site=chosen.name,
+        instantiation=capture.instantiation if isinstance(capture, PairwiseCapture) else "global",
+        image=shown,
+        image_id=image_id,
+        label=label,
+        queries=queries,
+        maps=maps[:, chosen.prefix :].reshape(len(queries), *key_grid).double().cpu().numpy(),
+        mean=mean[chosen.prefix :].reshape(key_grid).double().cpu().numpy(),
+        grid=(key_grid[0], key_grid[1]),
+        query_grid=(grid[0], grid[1]),
+        avg_dist=distance,
+        n_keys=maps.shape[1],
+    )
 
-    handles = chosen.adapter.attach(chosen.module, receive)
-    try:
-        with torch.no_grad():
-            model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not found:
-        raise CaptureError(f"`{chosen.name}` did not run in the model's forward", "choose a site that the model uses")
-    return found[0]
+
+class _Drawing(Probe):
+    """A probe that keeps what one forward call shows, in place of measuring it."""
+
+    seen: dict[str, tuple[Site, Capture]]
+
+    def __enter__(self) -> "_Drawing":
+        self.seen = {}
+        if len(self.sites) > 1:
+            names = ", ".join(f"`{one.name}`" for one in self.sites)
+            raise ConfigError(
+                f"the model has {len(self.sites)} sites here: {names}", "choose one with `site=` (or --site)"
+            )
+        super().__enter__()
+        return self
+
+    def _take(self, site: Site, capture: Capture, batch: SiteBatch) -> None:
+        if isinstance(capture, PairwiseCapture) and capture.windows:
+            raise ConfigError(
+                f"`{site.name}` attends within windows, and a map is drawn over a whole image", "choose another site"
+            )
+        self.seen.setdefault(site.name, (site, capture))
 
 
-def _maps(capture: Capture, rows: list[int]) -> tuple[Tensor, Tensor, tuple[int, int], float, str]:
+def _maps(capture: Capture, rows: list[int], head: int | None, site: str) -> tuple[Tensor, Tensor, float]:
+    """The rows (q, m), their mean over all queries (m,), and the distance between all of them."""
     if not isinstance(capture, PairwiseCapture):
         n = capture.x.shape[1]
         logits = capture.logits if capture.logits is not None else capture.x.new_zeros(1, n)
         weights = torch.softmax(logits[0].double(), 0)
-        height, width = capture.query_grid
-        return weights.expand(len(rows), n), weights, (height, width), 0.0, "global"
+        return weights.expand(len(rows), n), weights, 0.0
+    index = torch.tensor(rows, device=capture.device, dtype=torch.int64)
+    if capture.instantiation in ("dot_product", "concat"):
+        return _single_head(capture, index)
+    heads = capture.logits.shape[1]
+    if head is not None and not 0 <= head < heads:
+        raise ConfigError(f"`{site}` has no head {head}", f"choose 0 to {heads - 1}, or none for their average")
+    each, average = softmax_statistics(capture.logits, average=head is None and heads > 1)
+    distance = average.avg_dist[0] if average is not None else each.avg_dist[0, head or 0]
+    maps, mean = softmax_rows(capture.logits, index)[0], softmax_mean_map(capture.logits)[0]
+    if average is not None:
+        return maps.mean(0), mean.mean(0), float(distance)
+    return maps[head or 0], mean[head or 0], float(distance)
+
+
+def _single_head(capture: PairwiseCapture, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+    assert capture.query is not None
+    assert capture.key is not None
     query, key = capture.query[0, 0], capture.key[0, 0]
-    weights_pair = None
+    weights = None
     if capture.weight_query is not None and capture.weight_key is not None:
-        weights_pair = (capture.weight_query.to(query.dtype), capture.weight_key.to(query.dtype))
-    index = torch.tensor(rows, device=query.device, dtype=torch.int64)
-    maps = map_rows(capture.instantiation, query, key, capture.scale, index, weights_pair)
-    mean = mean_map(capture.instantiation, query, key, capture.scale, weights_pair)
-    height, width = capture.key_grid
-    return maps, mean, (height, width), _distance(capture), capture.instantiation
-
-
-def _distance(capture: PairwiseCapture) -> float:
-    query, key = capture.query[:, 0], capture.key[:, 0]
-    if capture.weight_query is not None and capture.weight_key is not None:
+        weights = (capture.weight_query.to(query.dtype), capture.weight_key.to(query.dtype))
         a = query.double() @ capture.weight_query.double()
-        return float(concat_map_statistics(a, key.double() @ capture.weight_key.double()).avg_dist)
-    if capture.instantiation == "dot_product":
-        return float(product_statistics(query, key).avg_dist)
-    return float(softmax_map_statistics(query, key, capture.scale).avg_dist)
+        distance = concat_map_statistics(a, key.double() @ capture.weight_key.double()).avg_dist
+    else:
+        distance = product_statistics(query, key).avg_dist
+    maps = map_rows(capture.instantiation, query, key, capture.scale, rows, weights)
+    return maps, mean_map(capture.instantiation, query, key, capture.scale, weights), float(distance)
 
 
 def _displayable(image: Float[Tensor, "c height width"]) -> UInt8[np.ndarray, "height width 3"]:

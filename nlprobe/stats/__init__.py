@@ -3,14 +3,23 @@
 from nlprobe.stats.concat_maps import concat_map_statistics, concat_product_statistics
 from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics
 from nlprobe.stats.dot_maps import dot_map_statistics
+from nlprobe.stats.flat_maps import flat_distance
+from nlprobe.stats.logit_spread import logit_spread
+from nlprobe.stats.logits import Logits
+from nlprobe.stats.map_metrics import METRICS, map_metrics
 from nlprobe.stats.maps import apply_map, map_rows, mean_map
+from nlprobe.stats.masks import Mask
 from nlprobe.stats.products import product_statistics
 from nlprobe.stats.results import MapStatistics, ProductStatistics
 from nlprobe.stats.single_map import single_map_statistics
-from nlprobe.stats.softmax_maps import softmax_map_statistics
+from nlprobe.stats.softmax_maps import softmax_map_statistics, softmax_statistics
+from nlprobe.stats.softmax_rows import softmax_apply, softmax_mean_map, softmax_rows
 
 __all__ = [
+    "METRICS",
+    "Logits",
     "MapStatistics",
+    "Mask",
     "ProductStatistics",
     "RowStatistics",
     "apply_map",
@@ -18,10 +27,17 @@ __all__ = [
     "concat_map_statistics",
     "concat_product_statistics",
     "dot_map_statistics",
+    "flat_distance",
+    "logit_spread",
+    "map_metrics",
     "map_rows",
     "mean_map",
     "product_statistics",
     "row_statistics",
     "single_map_statistics",
+    "softmax_apply",
     "softmax_map_statistics",
+    "softmax_mean_map",
+    "softmax_rows",
+    "softmax_statistics",
 ]

@@ -52,13 +52,27 @@ class Mask:
         hidden = self._hidden(sets, heads, rows, n_keys, device)
         return None if hidden is None else (~hidden).expand(-1, -1, -1, n_keys)
 
-    def hides(self) -> bool:
-        """Whether any key is hidden from any query; reads the bias once."""
-        if self.diagonal is not None:
+    def hides(self, n_queries: int, n_keys: int) -> bool:
+        """Whether any key is hidden from any query; reads the bias once.
+
+        Args:
+            n_queries: How many queries there are.
+            n_keys: How many keys.
+        """
+        if self.diagonal is not None and n_keys - 1 > self.diagonal:
             return True
         if self.visible is not None and not bool(self.visible.all()):
             return True
         return self.bias is not None and bool((self.bias <= self.hidden_below).any())
+
+    def seen_keys(self) -> Bool[Tensor, "_ m"] | None:
+        """By set (1 for all), the keys that are not hidden from every query; None where none can be."""
+        seen: Tensor | None = None
+        for visible in (None if self.bias is None else self.bias > self.hidden_below, self.visible):
+            if visible is not None and visible.shape[3] > 1:
+                by_key = visible.any(dim=(1, 2)) if visible.shape[1:3] != (1, 1) else visible[:, 0, 0]
+                seen = by_key if seen is None else seen & by_key
+        return seen
 
     def restricted(self, queries: Rows, keys: slice) -> "Mask":
         """The mask of some of the queries and a range of the keys."""

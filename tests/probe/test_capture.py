@@ -14,6 +14,7 @@ import nlprobe
 from nlprobe.blocks import ContextBlock, ContextConfig, NonLocal, NonLocalConfig
 from nlprobe.errors import CaptureError, ConfigError
 from nlprobe.probe.adapters import NonLocalAdapter
+from nlprobe.probe.watch import Watch
 
 INSTANTIATIONS = ("gaussian", "embedded_gaussian", "dot_product", "concat")
 
@@ -150,12 +151,12 @@ def test_no_captured_tensor_outlives_the_forward_call(monkeypatch: pytest.Monkey
     alive: list[weakref.ref] = []
     attach = NonLocalAdapter.attach
 
-    def watched(self: NonLocalAdapter, module: nn.Module, deliver: Callable) -> list:
+    def watched(self: NonLocalAdapter, module: nn.Module, deliver: Callable, watch: Watch) -> list:
         def receive(capture) -> None:
             alive.extend(weakref.ref(getattr(capture, name)) for name in ("x", "query", "key", "value", "context"))
             deliver(capture)
 
-        return attach(self, module, receive)
+        return attach(self, module, receive, watch)
 
     monkeypatch.setattr(NonLocalAdapter, "attach", watched)
     model = Network(non_local())

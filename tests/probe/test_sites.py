@@ -51,10 +51,11 @@ def test_a_model_without_attention_is_refused() -> None:
         find_sites(nn.Conv2d(3, 3, 1))
 
 
-def test_a_compiled_or_replicated_model_is_refused_with_the_remedy() -> None:
-    compiled = torch.compile(NonLocal(8))
-    with pytest.raises(ConfigError, match="_orig_mod"):
-        find_sites(compiled)
+def test_a_compiled_model_has_the_sites_of_what_was_compiled() -> None:
+    assert [site.name for site in find_sites(torch.compile(nn.Sequential(NonLocal(8))))] == ["0"]
+
+
+def test_a_replicated_model_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"\.module"):
         find_sites(nn.DataParallel(NonLocal(8)))
 

@@ -89,6 +89,6 @@ def test_a_mask_hides_where_the_logits_are_minus_infinity(name: str, product: tu
     mask = masks()[name]
     hidden = torch.isinf(written_out(*product, 0.3, mask))
     support = mask.support(ALL_SETS, ALL_HEADS, slice(0, N), M, torch.device("cpu"))
-    assert mask.hides() == bool(hidden.any())
+    assert mask.hides(N, M) == bool(hidden.any())
     seen = torch.ones_like(hidden) if support is None else support.expand_as(hidden)
     assert torch.equal(seen, ~hidden)

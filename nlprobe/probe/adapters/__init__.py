@@ -1,15 +1,27 @@
 """One adapter for each kind of attention; an adapter says where queries, keys, values, scale and output are."""
 
+from nlprobe.probe.adapters.attention_module import AttentionModule, Call
 from nlprobe.probe.adapters.context import ContextAdapter
 from nlprobe.probe.adapters.non_local import NonLocalAdapter
 from nlprobe.probe.adapters.protocol import Adapter, Capture, Deliver, PairwiseCapture, SingleMapCapture
+from nlprobe.probe.adapters.timm_attention import TIMM_ADAPTERS
+from nlprobe.probe.adapters.torch_attention import TORCH_ADAPTERS
+from nlprobe.probe.adapters.transformers_attention import TRANSFORMERS_ADAPTERS
 
-ADAPTERS: tuple[Adapter, ...] = (NonLocalAdapter(), ContextAdapter())
+ADAPTERS: tuple[Adapter, ...] = (
+    NonLocalAdapter(),
+    ContextAdapter(),
+    *TORCH_ADAPTERS,
+    *TIMM_ADAPTERS,
+    *TRANSFORMERS_ADAPTERS,
+)
 """Tried in order; the first that matches a module takes it."""
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "AttentionModule",
+    "Call",
     "Capture",
     "ContextAdapter",
     "Deliver",

@@ -10,6 +10,7 @@ from nlprobe.blocks import ContextBlock
 from nlprobe.errors import CaptureError
 from nlprobe.probe.adapters.protocol import Deliver, SingleMapCapture
 from nlprobe.probe.adapters.recompute import at_least_single, linear, relative_error, rows_of
+from nlprobe.probe.watch import Watch
 
 
 @dataclass
@@ -33,7 +34,7 @@ class ContextAdapter:
         assert isinstance(module, ContextBlock)
         return "context", {"channels": module.channels} | dict(module.config.as_dict())
 
-    def attach(self, module: nn.Module, deliver: Deliver) -> list[RemovableHandle]:
+    def attach(self, module: nn.Module, deliver: Deliver, watch: Watch) -> list[RemovableHandle]:
         """Hook the block, its mask and its transform."""
         assert isinstance(module, ContextBlock)
         block = module

@@ -11,6 +11,7 @@ from nlprobe.blocks import NonLocal
 from nlprobe.errors import CaptureError
 from nlprobe.probe.adapters.protocol import Deliver, PairwiseCapture
 from nlprobe.probe.adapters.recompute import at_least_single, linear, relative_error, rows_of
+from nlprobe.probe.watch import Watch
 
 
 @dataclass
@@ -34,7 +35,7 @@ class NonLocalAdapter:
         settings = dict(module.config.as_dict())
         return "non_local", {"channels": module.channels, "dimension": module.dimension} | settings
 
-    def attach(self, module: nn.Module, deliver: Deliver) -> list[RemovableHandle]:
+    def attach(self, module: nn.Module, deliver: Deliver, watch: Watch) -> list[RemovableHandle]:
         """Hook the block, its attention and its norm."""
         assert isinstance(module, NonLocal)
         block = module

@@ -4,53 +4,105 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nlprobe.probe.watch import Watch
+from nlprobe.stats.logits import Logits
+from nlprobe.stats.masks import Mask
+
 Instantiation = Literal["gaussian", "embedded_gaussian", "dot_product", "concat"]
+
+
+def no_errors() -> dict[str, float]:
+    """Nothing is recomputed beside A·V."""
+    return {}
 
 
 @dataclass(frozen=True)
 class PairwiseCapture:
     """One call of a block that has a map for every query: what entered the product, and what left the block.
 
-    The map of head h is ω_i = f(query_i, key_j), with `instantiation` and `scale` saying what f is (section 3.1). Both
-    Gaussian forms are softmax_j(scale · query_iᵀ key_j), dot product is query_iᵀ key_j / M, concat is
-    ReLU(weight_queryᵀ query_i + weight_keyᵀ key_j) / M.
+    s counts sets of positions, h heads, n queries, m keys. A set is an image, or one of the equally many windows of an
+    image, image by image. The map of head h is ω_i = f(query_i, key_j), with `instantiation`, `scale` and `mask` saying
+    what f is (section 3.1). Both Gaussian forms are softmax_j(scale · query_iᵀ key_j + b_ij), dot product is
+    query_iᵀ key_j / M, concat is ReLU(weight_queryᵀ query_i + weight_keyᵀ key_j) / M.
 
     Attributes:
-        x: The block's input as rows.
-        output: z − x as rows, after W_z and its norm.
-        query: Queries as they enter the product.
-        key: Keys as they enter the product.
+        x: The block's input as rows; None where the adapter does not know it.
+        output: z − x as rows, after W_z and its norm; None where the adapter does not know it.
+        query: Queries as they enter the product; None where only `given` is known.
+        key: Keys as they enter the product; fewer heads than the queries have where each serves several.
         value: Values as they enter the product.
         context: A·V as the model computed it.
         instantiation: Which f.
         scale: Factor on the product of query and key (softmax forms).
-        query_grid: Spatial sizes of the queries.
+        query_grid: Spatial sizes of the queries; () where they are not known.
         key_grid: Spatial sizes of the keys.
         projected: Whether `query` and `key` are projections of x; if not, these two quantities are absent.
-        weight_query: Concat only.
-        weight_key: Concat only.
         errors: Called for the audit only: relative errors of the rest of the block (projections, W_z, the addition)
             recomputed from x, by name.
+        mask: Biases and hidden keys.
+        given: The logits as they entered the softmax, where they are not a product of query and key alone.
+        windows: Whether an image may have several sets.
+        self_attention: Whether query i and key i are the same position.
+        valid: Which queries are not padding, where the adapter knows better than the mask does.
+        dropout: The probability with which attention weights were dropped in this call.
+        residual: Whether the block itself adds the output to x, so that ‖z − x‖/‖x‖ means something.
+        not_counted: What is absent and why, in words.
+        weight_query: Concat only.
+        weight_key: Concat only.
     """
 
-    x: Float[Tensor, "b n c"]
-    output: Float[Tensor, "b n c"]
-    query: Float[Tensor, "b h n d"]
-    key: Float[Tensor, "b h m d"]
-    value: Float[Tensor, "b h m dv"]
-    context: Float[Tensor, "b h n dv"]
+    x: Float[Tensor, "s n c"] | None
+    output: Float[Tensor, "s n co"] | None
+    query: Float[Tensor, "s h n d"] | None
+    key: Float[Tensor, "s hk m d"] | None
+    value: Float[Tensor, "s hv m dv"]
+    context: Float[Tensor, "s h n dv"]
     instantiation: Instantiation
     scale: float
     query_grid: tuple[int, ...]
     key_grid: tuple[int, ...]
     projected: bool
-    errors: Callable[[], dict[str, float]]
+    errors: Callable[[], dict[str, float]] = no_errors
+    mask: Mask | None = None
+    given: Float[Tensor, "s h n m"] | None = None
+    windows: bool = False
+    self_attention: bool = True
+    valid: Bool[Tensor, "s n"] | None = None
+    dropout: float = 0.0
+    residual: bool = True
+    not_counted: tuple[str, ...] = ()
     weight_query: Float[Tensor, " d"] | None = None
     weight_key: Float[Tensor, " d"] | None = None
+
+    @property
+    def logits(self) -> Logits:
+        """What enters the softmax (softmax forms)."""
+        return Logits(self.query, self.key, self.scale, self.mask, self.given)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.context.device
+
+    @property
+    def sets(self) -> int:
+        """Images times windows."""
+        return self.context.shape[0]
+
+    @property
+    def n_queries(self) -> int:
+        """Queries in a set."""
+        return self.context.shape[2]
+
+    @property
+    def n_keys(self) -> int:
+        """Keys in a set."""
+        return self.value.shape[2]
 
 
 @dataclass(frozen=True)
@@ -73,6 +125,16 @@ class SingleMapCapture:
     query_grid: tuple[int, ...]
     errors: Callable[[], dict[str, float]] = field(repr=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.x.device
+
+    @property
+    def sets(self) -> int:
+        """Images."""
+        return self.x.shape[0]
+
 
 Capture = PairwiseCapture | SingleMapCapture
 Deliver = Callable[[Capture], None]
@@ -88,8 +150,13 @@ class Adapter(Protocol):
     def describe(self, module: nn.Module) -> tuple[str, dict[str, object]]:
         """The kind of block and its settings, for people and for files."""
 
-    def attach(self, module: nn.Module, deliver: Deliver) -> list[RemovableHandle]:
+    def attach(self, module: nn.Module, deliver: Deliver, watch: Watch) -> list[RemovableHandle]:
         """Hook `module` so that `deliver` is called once for each of its forward calls, inside that call.
+
+        Args:
+            module: The attention module.
+            deliver: Takes the capture.
+            watch: Sees attention products inside the module's forward, for adapters that need it.
 
         Returns:
             The handles; removing them leaves the module as it was.

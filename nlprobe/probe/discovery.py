@@ -1,0 +1,99 @@
+"""Finds attention that no adapter knows, by running the model once: functional products inside any module's forward."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nlprobe.probe.adapters import Adapter, AttentionModule, Call, Capture, Deliver
+from nlprobe.probe.sites import Site
+from nlprobe.probe.watch import Frame, Watch
+
+UNKNOWN = "it is not known where this module adds its attention to x; say so with `nlprobe.AttentionModule`"
+
+
+@dataclass(frozen=True)
+class FunctionalAttention(AttentionModule):
+    """Attention that a module's forward computes by functions, in a class that no adapter knows.
+
+    Queries, keys, values, scale and mask are seen; where the attention is added to x is not known, so `output` is
+    absent. While a model is searched, modules without attention are passed over.
+    """
+
+    block: str = "functional"
+    classes: tuple[type | str, ...] = ()
+    searching: bool = False
+
+    def refuse_unseen(self, module: nn.Module, frame: Frame) -> None:
+        """As always, but not while searching."""
+        if not self.searching:
+            super().refuse_unseen(module, frame)
+
+    def ends(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The input, where it has the queries' rows."""
+        return super().ends(module, args, kwargs, result, call)[0], None
+
+
+class Discovery:
+    """Watches every module outside of the known sites during one forward call of the model.
+
+    Args:
+        model: The model.
+        sites: Its known sites.
+        watch: The probe's watch.
+        found: Called with the path and module of each new site; gives what takes its captures.
+    """
+
+    def __init__(
+        self, model: nn.Module, sites: Sequence[Site], watch: Watch, found: Callable[[str, nn.Module], Deliver | None]
+    ) -> None:
+        self._found = found
+        self._deliver: dict[str, Deliver | None] = {}
+        self._handles: list[RemovableHandle] = []
+        known = {id(part): None for site in sites for part in site.module.modules()}
+        searcher = FunctionalAttention(searching=True)
+        for path, module in model.named_modules():
+            if id(module) not in known:
+                self._handles += searcher.attach(module, self._receiver(path, module), watch)
+        for site in sites:
+            if not isinstance(site.adapter, AttentionModule):
+                self._handles += _shielded(site.module, watch)
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _receiver(self, path: str, module: nn.Module) -> Deliver:
+        def receive(capture: Capture) -> None:
+            if path not in self._deliver:
+                self._deliver[path] = self._found(path, module)
+            deliver = self._deliver[path]
+            if deliver is not None:
+                deliver(capture)
+
+        return receive
+
+
+def _shielded(module: nn.Module, watch: Watch) -> list[RemovableHandle]:
+    """Keep what a known site computes inside from being taken for its parent's."""
+    frames: list[Frame] = []
+
+    def begin(*_: Any) -> None:
+        frames.append(watch.open())
+
+    def end(*_: Any) -> None:
+        if frames:
+            watch.close(frames.pop())
+
+    return [module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)]
+
+
+def functional_adapter() -> Adapter:
+    """What reads a module that a search has found."""
+    return FunctionalAttention()
