@@ -7,6 +7,7 @@ import pytest
 import nlprobe
 
 SURFACE = {
+    "AttentionModule",
     "CaptureError",
     "NlprobeError",
     "attention_map",

@@ -16,8 +16,8 @@ from nlprobe.probe.sites import Site, find_sites
 
 __all__ = [
     "Adapter",
-    "AttentionModule",
     "AttentionMaps",
+    "AttentionModule",
     "InitBlock",
     "Probe",
     "Site",
