@@ -142,7 +142,7 @@ def measure_network(
     """
     model = model.to(device).eval()
     view = _View(label, kind, seed, positions, by_head)
-    asked = {"metrics": tuple(metrics) or None, "prefix": prefix, "rectangle": rectangle}
+    asked: dict[str, Any] = {"metrics": tuple(metrics) or None, "prefix": prefix, "rectangle": rectangle}
     options = {name: value for name, value in asked.items() if value is not None}
     centres = None
     if centred:

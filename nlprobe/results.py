@@ -35,23 +35,32 @@ def results(
     config: Mapping[str, object],
     data: Mapping[str, object],
     preprocessing: Mapping[str, object],
+    networks: Sequence[Mapping[str, object]] = (),
+    packages: Collection[str] = (),
     quantities: Collection[str] = QUANTITIES,
+    metrics: Collection[str] = (),
     skipped: Sequence[str] = (),
+    notes: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, object]:
     """The object that `stats --format json` prints and `results.json` holds.
 
-    Keys: `schema` (version), `command`, `config`, `versions`, `seed`, `data`, `preprocessing` by model, `sites` (each
-    with model, site, block, settings and, by quantity, mean, low, high, n), `baseline` (the null models, in the same
-    form), `differences` (paired, against the first network), `audit`, and `not_measured` in words. NaN is null.
+    Keys: `schema` (version), `command`, `config`, `versions`, `seed`, `data`, `networks` (source and weights of each),
+    `preprocessing` by model, `sites` (each with model, site, block, settings and, by quantity, mean, low, high, n),
+    `heads` (the same for single heads, where asked for), `baseline` (the null models, in the same form), `differences`
+    (paired, against the first network), `audit`, and `not_measured` in words. NaN is null.
 
     Args:
         measured: The networks and their null models.
         config: The resolved settings.
         data: Root, number and fingerprint of the images.
-        preprocessing: By model, what was done to the images.
+        preprocessing: By model, what was done to the images or texts.
+        networks: Source and weights of each network.
+        packages: Further packages whose versions matter.
         quantities: The quantities that were asked for.
+        metrics: The metrics that were asked for.
         skipped: Images that could not be read.
+        notes: What else was not measured, in sentences.
         seed: Seed of bootstrap and draws.
     """
     trained = [one for one in measured if one.kind == "trained"]
@@ -59,25 +68,30 @@ def results(
         "schema": SCHEMA_VERSION,
         "command": ["nlprobe", *sys.argv[1:]],
         "config": dict(config),
-        "versions": versions(),
+        "versions": versions(packages),
         "seed": seed,
         "data": dict(data),
+        "networks": [dict(network) for network in networks],
         "preprocessing": dict(preprocessing),
         "sites": [site.as_dict() for one in trained for site in one.sites],
+        "heads": [head.as_dict() for one in trained for head in one.heads],
         "baseline": [site.as_dict() for one in measured if one.kind != "trained" for site in one.sites],
         "differences": _differences(trained, seed),
         "audit": [{"model": one.label, **audit.as_dict()} for one in trained for audit in one.audit],
-        "not_measured": not_measured(trained, quantities, skipped),
+        "not_measured": [*not_measured(trained, quantities, metrics, skipped), *notes],
     }
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Collection[str] = ()) -> dict[str, str]:
     """Versions of Python and of the packages that make the numbers."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    needed = dict.fromkeys([*PACKAGES, *packages])
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in needed}
 
 
-def not_measured(measured: Sequence[Measured], quantities: Collection[str], skipped: Sequence[str]) -> list[str]:
-    """In words: quantities that a block does not have or that were not asked for, and images that could not be read."""
+def not_measured(
+    measured: Sequence[Measured], quantities: Collection[str], metrics: Collection[str], skipped: Sequence[str]
+) -> list[str]:
+    """In words: quantities and metrics that a site does not have, or that nobody asked for; unreadable images."""
     sentences = [f"{quantity}: not asked for" for quantity in QUANTITIES if quantity not in quantities]
     for one in measured:
         for site in one.sites:
@@ -86,6 +100,11 @@ def not_measured(measured: Sequence[Measured], quantities: Collection[str], skip
                 f"{one.label} {site.site}: no {quantity}, {reason} ({kind})"
                 for quantity, reason in ABSENT.items()
                 if quantity in quantities and quantity not in site.quantities
+            ]
+            sentences += [
+                f"{one.label} {site.site}: {metric} has no value there ({kind})"
+                for metric in metrics
+                if "att" in quantities and metric not in site.columns
             ]
     return sentences + [f"image {name} could not be read and is left out" for name in skipped]
 

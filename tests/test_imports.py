@@ -18,6 +18,7 @@ ALLOWED = {
     "models": {"suggestions", "blocks", "errors", "files"},
     "checkpoints": {"suggestions", "models", "blocks", "errors", "files"},
     "data": {"suggestions", "checkpoints", "models", "blocks", "errors", "files"},
+    "libraries": {"suggestions", "data", "errors"},
     "training": {"suggestions", "checkpoints", "models", "blocks", "data", "errors", "files"},
     "probe": {"suggestions", "stats", "blocks", "errors"},
     "tables": {"stats", "errors"},

@@ -1,9 +1,11 @@
 """The flags that several commands share, spelt and explained once."""
 
+import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
@@ -70,6 +72,89 @@ config_option = click.option(
     metavar="FILE",
     help="Take settings from a TOML file, such as the run.toml of an earlier run; flags given here win over it.",
 )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The networks that a command line asks for; the words of `network_options`."""
+
+    checkpoints: tuple[Path, ...] = ()
+    models: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    weights: tuple[Path, ...] = ()
+    random_weights: bool = False
+    download: bool = False
+    size: int | None = None
+    mean: str | None = None
+    std: str | None = None
+
+
+_NETWORK_OPTIONS = (
+    click.option(
+        "--ckpt",
+        "checkpoints",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="A checkpoint or a run's folder; repeat it for one table of several.",
+    ),
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="LIBRARY:NAME",
+        help="A network of another library: timm:NAME, torchvision:NAME, hf:FOLDER, python:package.module:callable; "
+        "repeatable.",
+    ),
+    click.option(
+        "--label",
+        "labels",
+        multiple=True,
+        help="What a network is called in the table; once for each --ckpt, then once for each --model.",
+    ),
+    click.option(
+        "--weights",
+        "weights",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Weights of a --model, .safetensors or .pth; once for each but hf:, or not at all: then they are random.",
+    ),
+    click.option("--random-weights", is_flag=True, help="Take random weights for an hf: folder that has none."),
+    click.option("--download", is_flag=True, help="Let hf: fetch what is not on this machine."),
+    click.option(
+        "--size",
+        type=click.IntRange(min=8),
+        help="Side of the images of a python: network that brings no transform.",
+    ),
+    click.option("--mean", metavar="R,G,B", help="Mean of its images' channels, of values from 0 to 1."),
+    click.option("--std", metavar="R,G,B", help="Standard deviation of the same."),
+)
+
+
+def network_options(command: Function) -> Function:
+    """The flags that say which networks: the command gets them as one argument `chosen`."""
+
+    @functools.wraps(command)
+    def with_networks(
+        *arguments: Any,
+        checkpoints: tuple[Path, ...],
+        models: tuple[str, ...],
+        labels: tuple[str, ...],
+        weights: tuple[Path, ...],
+        random_weights: bool,
+        download: bool,
+        size: int | None,
+        mean: str | None,
+        std: str | None,
+        **others: Any,
+    ) -> Any:
+        chosen = Chosen(checkpoints, models, labels, weights, random_weights, download, size, mean, std)
+        return command(*arguments, chosen=chosen, **others)
+
+    decorated: Any = with_networks
+    for option in reversed(_NETWORK_OPTIONS):
+        decorated = option(decorated)
+    return cast(Function, decorated)
 
 
 def format_option(default: str = "table", formats: tuple[str, ...] = FORMATS) -> Decorator:

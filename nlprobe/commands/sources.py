@@ -1,16 +1,18 @@
-"""What the measuring commands take in: checkpoints with their labels, and images preprocessed as a checkpoint asks."""
+"""The networks that the measuring commands take in, with their labels: checkpoints, and those of other libraries."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor
+from torch import nn
 
-from nlprobe.checkpoints import Checkpoint, read_checkpoint
-from nlprobe.commands.report import progress, say
-from nlprobe.data import Batches, ImageDataset, Preprocessing, UnreadableImageError
+from nlprobe.checkpoints import Checkpoint, initial_model, read_checkpoint
+from nlprobe.commands.options import Chosen
+from nlprobe.data import Preprocessing
 from nlprobe.errors import CheckpointError, ConfigError
+from nlprobe.libraries import Drawn, Loaded, Network, Pictures, Settings, default_name, open_network
 
 
 @dataclass(frozen=True)
@@ -57,44 +59,125 @@ def read_checkpoints(paths: Sequence[Path], labels: Sequence[str]) -> list[Label
     return [Labelled(name, checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)]
 
 
-@dataclass
-class Images:
-    """The images of a data set as one network takes them; each pass shows its progress on stderr.
+@dataclass(frozen=True)
+class Named:
+    """A network to be measured and the name that it has in tables.
 
     Attributes:
-        dataset: Where they come from.
-        preprocessing: What is done to them.
-        batch_size: Images in a batch.
-        workers: Processes that read.
-        label: What the progress line says.
-        unreadable: Names of the images that could not be read, once a pass has met them.
+        label: Its name.
+        network: The network, with what it takes.
+        checkpoint: What it was read from, if it is one of nlprobe's own.
     """
 
-    dataset: ImageDataset
-    preprocessing: Preprocessing
-    batch_size: int
-    workers: int = 0
-    label: str = "images"
-    unreadable: list[str] = field(default_factory=list)
+    label: str
+    network: Network
+    checkpoint: Checkpoint | None = None
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, list[str]]]:
-        """One pass from batch number `start` on: preprocessed images with their names."""
-        loaded = Batches(
-            self.dataset,
-            self.preprocessing.transform(),
-            self.batch_size,
-            workers=self.workers,
-            report=self._report,
-            pin_memory=torch.cuda.is_available(),
+    @property
+    def model(self) -> nn.Module:
+        """The network itself."""
+        return self.network.model
+
+    def untrained(self) -> nn.Module:
+        """The network as it was before training: rebuilt from its seed, or drawn anew where nobody knows that.
+
+        Raises:
+            ConfigError: its weights are random as they are, or its own code gave them.
+        """
+        if self.network.redrawn is not None:
+            return self.network.redrawn()
+        if isinstance(self.network.weights, Drawn):
+            raise ConfigError(
+                f"`{self.label}` has random weights, so init-all would be the same network again",
+                "give its trained weights by --weights, or leave out --baseline init-all",
+            )
+        raise ConfigError(
+            f"nobody but `{self.network.source}` knows how to draw its weights anew",
+            "let it return the untrained network and give the trained weights by --weights",
         )
-        left = max(0, len(self.dataset) - start * self.batch_size)
-        if start:
-            say(f"{self.label}: going on after {len(self.dataset) - left} images")
-        passed = loaded.epoch(0, start)
-        for batch in progress(passed, self.label, total=left, count=lambda batch: len(batch.ids)):
-            yield batch.images, batch.ids
 
-    def _report(self, error: UnreadableImageError) -> None:
-        if error.image not in self.unreadable:
-            self.unreadable.append(error.image)
-            say(f"left out: {error.cause}")
+
+def read_networks(chosen: Chosen, seed: int = 0) -> list[Named]:
+    """The checkpoints and the networks of other libraries that a command line asks for.
+
+    A network of another library is called by its label, else by its name, else by all of what was given.
+
+    Args:
+        chosen: What was asked for.
+        seed: Seed of random weights.
+
+    Raises:
+        ConfigError: no network, or not as many labels or weights as networks, or a name twice.
+    """
+    count = len(chosen.checkpoints) + len(chosen.models)
+    if not count:
+        raise ConfigError("which network?", "give --ckpt CHECKPOINT, or --model LIBRARY:NAME such as timm:NAME")
+    if chosen.labels and len(chosen.labels) != count:
+        raise ConfigError(
+            f"{count} networks and {len(chosen.labels)} labels",
+            "give one --label for each --ckpt, then one for each --model, in the same order",
+        )
+    own, others = chosen.labels[: len(chosen.checkpoints)], chosen.labels[len(chosen.checkpoints) :]
+    named = [_own(one) for one in read_checkpoints(chosen.checkpoints, own)] if chosen.checkpoints else []
+    names = others or _names(chosen.models, [one.label for one in named])
+    settings = Settings(seed, chosen.random_weights, chosen.download, _preprocessing(chosen))
+    weights = _weights(chosen)
+    opened = (open_network(source, weights.get(place), settings) for place, source in enumerate(chosen.models))
+    named += [Named(name, network) for name, network in zip(names, opened, strict=True)]
+    if len({one.label for one in named}) != count:
+        raise ConfigError("two networks have the same name", "give each a --label of its own")
+    return named
+
+
+def _own(one: Labelled) -> Named:
+    network = Network(
+        source=str(one.checkpoint.path),
+        model=one.checkpoint.model,
+        weights=Loaded(one.checkpoint.path),
+        pictures=Pictures.of(one.preprocessing),
+        redrawn=partial(initial_model, one.checkpoint),
+    )
+    return Named(one.label, network, one.checkpoint)
+
+
+def _names(sources: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """Names that nobody else has: the short ones, or the whole of what was given."""
+    short = [default_name(source) for source in sources]
+    counts = Counter([*short, *taken])
+    return [name if counts[name] == 1 else source for name, source in zip(short, sources, strict=True)]
+
+
+def _weights(chosen: Chosen) -> dict[int, Path]:
+    """The files of weights by the place of their network."""
+    takers = [place for place, source in enumerate(chosen.models) if not source.startswith("hf:")]
+    if chosen.weights and len(chosen.weights) != len(takers):
+        raise ConfigError(
+            f"{len(chosen.weights)} --weights and {len(takers)} --model that take them (hf: folders bring their own)",
+            "give one for each in the same order, or none for random weights",
+        )
+    return dict(zip(takers, chosen.weights, strict=False))
+
+
+def _preprocessing(chosen: Chosen) -> Preprocessing | None:
+    given = {"--size": chosen.size, "--mean": chosen.mean, "--std": chosen.std}
+    if all(value is None for value in given.values()):
+        return None
+    if chosen.size is None or chosen.mean is None or chosen.std is None:
+        missing = [flag for flag, value in given.items() if value is None]
+        raise ConfigError(f"{' and '.join(missing)} is not given", "give --size, --mean and --std together")
+    mean, std = _channels("--mean", chosen.mean), _channels("--std", chosen.std)
+    return Preprocessing(chosen.size, chosen.size, mean, std)
+
+
+def _channels(flag: str, text: str) -> tuple[float, float, float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3:
+        raise ConfigError(
+            f"`{flag} {text}` is no mean or deviation", f"write `{flag} 0.5`, or `{flag} 0.485,0.456,0.406`"
+        )
+    return values[0], values[1], values[2]

@@ -3,15 +3,17 @@
 import json
 import shutil
 import tomllib
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import click
 import torch
 
-from nlprobe.checkpoints import initial_model
 from nlprobe.commands.config import FILE_NAME, settings, write_settings
+from nlprobe.commands.inputs import Feed, describe_data, feed, open_data
 from nlprobe.commands.options import (
+    Chosen,
     batch_size_option,
     config_option,
     device_option,
@@ -19,44 +21,43 @@ from nlprobe.commands.options import (
     force_option,
     format_option,
     limit_option,
+    network_options,
     resolve_device,
     seed_option,
     workers_option,
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
-from nlprobe.commands.sources import Images, Labelled, read_checkpoints
-from nlprobe.data import data_fingerprint, open_dataset
-from nlprobe.data.part import Part
+from nlprobe.commands.sizes import sized_sites
+from nlprobe.commands.sources import Named, read_networks
 from nlprobe.errors import ConfigError
 from nlprobe.files import new_folder, refuse_existing
-from nlprobe.measuring import Journal, Measured, measure_network
+from nlprobe.libraries import Drawn
+from nlprobe.measuring import Journal, Measured, Rectangle, measure_network
 from nlprobe.models import names, paper_distances
-from nlprobe.probe import find_sites, probe
 from nlprobe.probe.measure import Precision
 from nlprobe.results import EXTENSIONS, results, write_results
-from nlprobe.stats.records import QUANTITIES
+from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
+from nlprobe.suggestions import did_you_mean
 from nlprobe.tables import PaperRow, Table, distance_table
 
 BASELINES = ("init-block", "init-all")
 
-FREE = ("format", "workers", "device", "paper", "by-site")
+POSITIONS = ("all", "no_prefix", "rectangle")
+
+REDRAWABLE = ("non_local", "context")
+"""The kinds of block that `init-block` can draw anew."""
+
+FREE = ("format", "workers", "device", "paper", "positions", "by-site", "by-head")
 """Settings that a resumed measurement may change: they do not touch what was measured."""
 
 
 @click.command("stats")
+@network_options
 @click.option(
-    "--ckpt",
-    "checkpoints",
-    multiple=True,
+    "--data",
     required=True,
-    type=click.Path(path_type=Path),
-    help="A checkpoint or a run's folder; repeat it for one table of several.",
-)
-@click.option(
-    "--label", "labels", multiple=True, help="What a checkpoint is called in the table; once for each --ckpt."
-)
-@click.option(
-    "--data", required=True, type=click.Path(path_type=Path), help="A data set's root, or a folder of photographs."
+    type=click.Path(path_type=str),
+    help="A data set's root, photographs, a .txt file with one text a line, or python:package.module:callable.",
 )
 @click.option(
     "--split", type=click.Choice(("val", "train")), default="val", show_default=True, help="Which part of it."
@@ -68,6 +69,18 @@ FREE = ("format", "workers", "device", "paper", "by-site")
 @click.option(
     "--quantity", "quantities", multiple=True, type=click.Choice(QUANTITIES), help="Measure these only; all by default."
 )
+@click.option(
+    "--metric",
+    "--metrics",
+    "metrics",
+    multiple=True,
+    metavar="NAME[,NAME]",
+    help=f"Further numbers of each map: {', '.join(METRIC_COLUMNS)}.",
+)
+@click.option(
+    "--prefix", type=click.IntRange(min=0), help="Tokens in front that are no positions; else the site's own."
+)
+@click.option("--rectangle", metavar="Q0:Q1,K0:K1", help="Also measure maps cut to these queries and keys.")
 @click.option(
     "--baseline",
     "baselines",
@@ -85,7 +98,15 @@ FREE = ("format", "workers", "device", "paper", "by-site")
     help="Of the products behind softmax maps; float32 is within 1e-5 of the distance plus 1e-9.",
 )
 @click.option("--paper", is_flag=True, help="Set the paper's printed row beside each model of the zoo.")
+@click.option(
+    "--positions",
+    type=click.Choice(POSITIONS),
+    default="all",
+    show_default=True,
+    help="Positions that the table is over: all, all but prefix tokens, or --rectangle; the records hold each.",
+)
 @click.option("--by-site", is_flag=True, help="A row for each site instead of their mean.")
+@click.option("--by-head", is_flag=True, help="A row for each head of each site, and for the head-averaged map.")
 @format_option()
 @limit_option
 @batch_size_option(8)
@@ -99,19 +120,23 @@ FREE = ("format", "workers", "device", "paper", "by-site")
 @click.pass_context
 def command(
     ctx: click.Context,
-    checkpoints: tuple[Path, ...],
-    labels: tuple[str, ...],
-    data: Path,
+    chosen: Chosen,
+    data: str,
     split: str,
     out: Path | None,
     sites: tuple[str, ...],
     quantities: tuple[str, ...],
+    metrics: tuple[str, ...],
+    prefix: int | None,
+    rectangle: str | None,
     baselines: tuple[str, ...],
     draws: int,
     centred: bool,
     precision: Precision,
     paper: bool,
+    positions: str,
     by_site: bool,
+    by_head: bool,
     format: str,
     limit: int | None,
     batch_size: int,
@@ -128,52 +153,73 @@ def command(
     attention map and output (Tables 1-4 of the paper), the numbers that tell a shared map from a flat one, and on
     request the same for null models. The table goes to stdout; --out keeps the records behind it.
 
+    Networks are checkpoints (--ckpt) or come from other libraries (--model), with the preprocessing that belongs to
+    them. A row is the mean over a network's sites and heads, unless --by-site or --by-head is given.
+
     \b
     Examples:
       nlprobe stats --ckpt runs/nl --data imagenet --limit 1000 --baseline init-block
       nlprobe stats --ckpt runs/nl --ckpt runs/gc --data photos --out measured --format tex
+      nlprobe stats --model timm:vit_base_patch16_224 --weights vit.safetensors --data photos --by-site
+      nlprobe stats --model hf:bert-folder --data sentences.txt --metrics jsd,sink_mass
     """
     place = resolve_device(device)
     wanted = quantities or QUANTITIES
-    networks = read_checkpoints(checkpoints, labels)
-    if paper:
-        _refuse_unknown_to_the_paper(networks)
-    dataset = Part(open_dataset(data, "train" if split == "train" else "val"), limit)
-    passes = {one.label: Images(dataset, one.preprocessing, batch_size, workers, label=one.label) for one in networks}
-    for one in networks:
-        say(f"{one.label}: {one.preprocessing}")
+    extra = _metrics(metrics)
+    cut = _rectangle(rectangle)
+    if positions == "rectangle" and cut is None:
+        raise ConfigError("--positions rectangle without --rectangle", "say which: --rectangle Q0:Q1,K0:K1")
     if out is not None:
         refuse_existing(out, force=force)
+    networks = read_networks(chosen, seed)
+    if paper:
+        _refuse_unknown_to_the_paper(networks)
+    shown = open_data(data, split, limit)
+    feeds = {one.label: feed(shown, one, batch_size, workers) for one in networks}
+    _refuse_impossible(networks, feeds, baselines, sites)
+    for one in networks:
+        _tell(one, feeds[one.label])
     if dry_run:
-        _plan(networks, passes, sites, out, place)
+        _plan(networks, feeds, sites, out, place)
         return
     unfinished = _unfinished(ctx, out, resume=resume, force=force)
     measured: list[Measured] = []
     for one in networks:
         measure = partial(
             measure_network,
-            batches=passes[one.label].batches,
+            batches=feeds[one.label].batches,
             label=one.label,
             sites=list(sites) or None,
             quantities=wanted,
+            metrics=extra,
+            prefix=prefix,
+            rectangle=cut,
+            positions=positions,
+            by_head=by_head,
             precision=precision,
             centred=centred,
             seed=seed,
             device=place,
             journal=Journal(unfinished) if unfinished else None,
         )
-        measured += measure(one.checkpoint.model, redraws=draws if "init-block" in baselines else 0)
+        measured += measure(one.model, redraws=draws if "init-block" in baselines else 0)
         if "init-all" in baselines:
-            measured += measure(initial_model(one.checkpoint), kind="init-all")
-    unreadable = next(iter(passes.values())).unreadable
-    table = _table(measured, networks if paper else [], by_site=by_site, draws=draws)
+            measured += measure(one.untrained(), kind="init-all")
+    table = _table(measured, networks, paper=paper, by_site=by_site, by_head=by_head, draws=draws)
     payload = results(
         measured,
         config=settings(ctx),
-        data={"root": str(data), "split": split, "kind": dataset.kind, **data_fingerprint(dataset)},
-        preprocessing={one.label: one.preprocessing.as_dict() for one in networks},
+        data=describe_data(data, split, shown),
+        preprocessing={one.label: feeds[one.label].settings for one in networks},
+        networks=[
+            {"model": one.label, "source": one.network.source, "weights": one.network.weights.as_dict()}
+            for one in networks
+        ],
+        packages=[one.network.package for one in networks if one.network.package],
         quantities=wanted,
-        skipped=unreadable,
+        metrics=extra,
+        skipped=next(iter(feeds.values())).unreadable,
+        notes=[note for found in feeds.values() for note in found.notes],
         seed=seed,
     )
     if out is not None:
@@ -185,6 +231,42 @@ def command(
         wrote(out)
     as_json = json.dumps(payload, indent=1, allow_nan=False)
     result(as_json if format == "json" else table.render(format, width=terminal_width()))
+
+
+def _metrics(given: Sequence[str]) -> tuple[str, ...]:
+    """The metrics that `--metric a --metrics b,c` asks for, each once."""
+    asked = list(dict.fromkeys(name.strip() for text in given for name in text.split(",")))
+    for name in asked:
+        if name not in METRIC_COLUMNS:
+            raise ConfigError(f"unknown metric `{name}`", did_you_mean(name, METRIC_COLUMNS))
+    return tuple(asked)
+
+
+def _rectangle(text: str | None) -> Rectangle | None:
+    """Queries and keys from `Q0:Q1,K0:K1`; an end that is left out is that of the sequence."""
+    if text is None:
+        return None
+    try:
+        sides = [
+            slice(*(int(end) if end.strip() else None for end in side.split(":", 1)))
+            for side in text.split(",")
+            if side.count(":") == 1
+        ]
+    except ValueError:
+        sides = []
+    if len(sides) != 2 or text.count(",") != 1:
+        raise ConfigError(
+            f"`--rectangle {text}` is no rectangle", "write `--rectangle Q0:Q1,K0:K1`, such as `0:14,0:49`"
+        )
+    return sides[0], sides[1]
+
+
+def _tell(one: Named, found: Feed) -> None:
+    """Say where the weights come from and what is done to the data."""
+    if one.checkpoint is None:
+        none = " as no --weights are given" if isinstance(one.network.weights, Drawn) else ""
+        say(f"{one.label}: {one.network.weights}{none}")
+    say(f"{one.label}: {found.description}")
 
 
 def _unfinished(ctx: click.Context, out: Path | None, *, resume: bool, force: bool) -> Path | None:
@@ -216,47 +298,68 @@ def _unfinished(ctx: click.Context, out: Path | None, *, resume: bool, force: bo
     return folder
 
 
-def _table(measured: list[Measured], in_paper: list[Labelled], *, by_site: bool, draws: int) -> Table:
-    summaries = [site for one in measured for site in (one.sites if by_site else (one.row,))]
+def _table(
+    measured: list[Measured], networks: list[Named], *, paper: bool, by_site: bool, by_head: bool, draws: int
+) -> Table:
+    summaries = []
+    for one in measured:
+        for site in one.sites if by_site or by_head else (one.row,):
+            summaries += [site, *(head for head in one.heads if head.site == site.site)]
     rows = {}
-    for one in in_paper:
-        cells = paper_distances(one.checkpoint.metadata["model"])
+    for network in networks if paper else []:
+        assert network.checkpoint is not None
+        cells = paper_distances(network.checkpoint.metadata["model"])
         sources = {f"Table {row.table}" for _, row in cells.values()}
-        rows[one.label] = PaperRow(
+        rows[network.label] = PaperRow(
             ", ".join(sorted(sources)), {quantity: text for quantity, (text, _) in cells.items()}
         )
-    return distance_table(summaries, rows, draws=draws)
+    untrained = [f"{one.label}: {one.network.weights}." for one in networks if isinstance(one.network.weights, Drawn)]
+    return distance_table(summaries, rows, draws=draws, notes=untrained)
 
 
-def _refuse_unknown_to_the_paper(networks: list[Labelled]) -> None:
+def _refuse_unknown_to_the_paper(networks: list[Named]) -> None:
     for one in networks:
-        model = one.checkpoint.metadata.get("model")
+        model = one.checkpoint.metadata.get("model") if one.checkpoint else None
         if model not in names() or not paper_distances(model):
             raise ConfigError(
-                f"the paper prints no distances of `{model or one.label}`", "leave out --paper, or that checkpoint"
+                f"the paper prints no distances of `{model or one.label}`", "leave out --paper, or that network"
+            )
+
+
+def _refuse_impossible(
+    networks: list[Named], feeds: Mapping[str, Feed], baselines: Sequence[str], sites: Sequence[str]
+) -> None:
+    """Refuse null models before anything is measured."""
+    for one in networks:
+        if "init-all" in baselines and one.network.redrawn is None:
+            one.untrained()
+        if "init-block" not in baselines or one.checkpoint is not None:
+            continue
+        found = [sized.site for sized in sized_sites(one.model, feeds[one.label].example(), sites)]
+        foreign = [site for site in found if site.block not in REDRAWABLE]
+        if foreign:
+            raise ConfigError(
+                f"`{foreign[0].name}` of `{one.label}` is no block of nlprobe's (`{foreign[0].block}`), and init-block "
+                "does not know how it was initialised",
+                "use --baseline init-all, or choose other sites with --site",
             )
 
 
 def _plan(
-    networks: list[Labelled], passes: dict[str, Images], sites: tuple[str, ...], out: Path | None, device: torch.device
+    networks: list[Named], feeds: Mapping[str, Feed], sites: tuple[str, ...], out: Path | None, device: torch.device
 ) -> None:
     lines = []
     for one in networks:
-        images = passes[one.label]
-        crop = images.preprocessing.crop
-        model = one.checkpoint.model.to(device)
-        with probe(model, list(sites) or None, quantities=("input", "att")) as found, torch.no_grad():
-            model(torch.zeros(1, 3, crop, crop, device=device))
-        frame = found.frame()
-        lines.append(f"{one.label}: {len(images.dataset)} images in batches of {images.batch_size}, {crop}x{crop}")
-        for site in find_sites(model, list(sites) or None):
-            rows = frame[frame["site"] == site.name]
-            n, m = int(rows["n_queries"].iloc[0]), int(rows["n_keys"].iloc[0])
-            channels = int(rows["dim"].iloc[0])
-            megabytes = images.batch_size * n * channels * 4 / 2**20
+        found = feeds[one.label]
+        lines.append(f"{one.label}: {found.plan()}")
+        for sized in sized_sites(one.model, found.example(), sites, device):
+            megabytes = found.together * sized.groups * sized.n_queries * sized.channels * 4 / 2**20
+            heads = f", {sized.heads} heads" if sized.heads > 1 else ""
+            windows = f", in each of {sized.groups} windows" if sized.groups > 1 else ""
             lines.append(
-                f"  {site.name}: {site.block}, {n} queries, {m} keys, {channels} channels; "
-                f"its input takes {megabytes:.1f} MiB a batch, a map is never built"
+                f"  {sized.site.name}: {sized.site.block}, {sized.n_queries} queries, {sized.n_keys} keys, "
+                f"{sized.channels} channels{heads}{windows}; its input takes {megabytes:.1f} MiB a batch, "
+                "a map is never built"
             )
     files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", "results.json"]
     lines.append(f"would write {', '.join(files)} into {out}" if out else "would write nothing (no --out)")

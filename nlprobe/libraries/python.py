@@ -93,6 +93,21 @@ class PythonItems:
     images: int = 0
     sha256: str | None = field(default=None, init=False)
 
+    @property
+    def source(self) -> str:
+        """The reference as it is written on the command line."""
+        return f"{PREFIX}{self.reference}"
+
+    def first(self) -> Any:
+        """The first item.
+
+        Raises:
+            DataError: there is none.
+        """
+        for item, _ in self.items():
+            return item
+        raise DataError(f"`{self.source}` yields nothing", "let it yield at least one item")
+
     def items(self, start: int = 0) -> Iterator[tuple[Any, list[str]]]:
         """The items from number `start` on, with the names of their images: numbers, counted over all items.
 
@@ -103,7 +118,7 @@ class PythonItems:
         made = _called(imported(self.reference), self.reference)
         if not hasattr(made, "__iter__"):
             raise ConfigError(
-                f"`{PREFIX}{self.reference}` returns {type(made).__name__}, which cannot be iterated over",
+                f"`{self.source}` returns {type(made).__name__}, which cannot be iterated over",
                 "let it return an iterable, or be a generator",
             )
         digest = hashlib.sha256()
@@ -115,7 +130,7 @@ class PythonItems:
             tensors = list(_tensors(item))
             if not tensors or tensors[0].dim() == 0:
                 raise DataError(
-                    f"item {number} of `{PREFIX}{self.reference}` is {type(item).__name__} without a batch of anything",
+                    f"item {number} of `{self.source}` is {type(item).__name__} without a batch of anything",
                     "yield a tensor, a dict or a tuple of tensors whose first size is the number of images",
                 )
             for tensor in tensors:
@@ -127,7 +142,7 @@ class PythonItems:
                 yield item, names
         if self.sha256 not in (None, digest.hexdigest()):
             raise DataError(
-                f"`{PREFIX}{self.reference}` gave other inputs in this pass than in the one before",
+                f"`{self.source}` gave other inputs in this pass than in the one before",
                 "let it seed what it draws, so that every pass is the same",
             )
         self.images, self.sha256 = passed, digest.hexdigest()

@@ -5,9 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nlprobe.stats.intervals import Estimate
-from nlprobe.stats.records import QUANTITIES
+from nlprobe.stats.records import AVERAGED_HEAD, QUANTITIES
 from nlprobe.stats.summary import SiteSummary
 from nlprobe.tables.table import Cell, Column, Row, Table
+
+POSITIONS = {
+    "no_prefix": "Prefix tokens are left out.",
+    "rectangle": "Maps are cut to the chosen queries and keys, and their rows made to sum to one again.",
+}
+"""What a table says of the positions that it is over."""
 
 BY_CONSTRUCTION = "0 (by construction)"
 
@@ -15,9 +21,15 @@ ACCOMPANYING = (
     Column("entropy", group="attention map"),
     Column("n_eff", group="attention map", decimals=1),
     Column("shared", group="attention map"),
+    Column("flat", group="attention map"),
     Column("logit_std", group="attention map"),
     Column("pairwise", show="data"),
     Column("unary", show="data"),
+    Column("attention_distance", head="reach", group="attention map", decimals=2),
+    Column("prefix_mass", head="prefix mass", group="attention map"),
+    Column("sink_mass", head="sink mass", group="attention map"),
+    Column("jsd", head="JSD", group="attention map"),
+    Column("effective_rank", head="eff. rank", group="attention map", decimals=1),
     Column("update", group="output"),
     Column("mean_map_error", head="mean-map err.", group="output"),
 )
@@ -49,17 +61,20 @@ def distance_table(
     paper: Mapping[str, PaperRow] | None = None,
     *,
     draws: int = 5,
+    notes: Sequence[str] = (),
     title: str = "Average cosine distance between query positions",
 ) -> Table:
     """The distances of Tables 1–4 of the paper, a row for each summary.
 
-    The summaries of one model stand together in the order given, its null models indented below the trained network
-    and the paper's cells last. Print leaves out what the paper has no column for and no summary has a value for.
+    The summaries of one model stand together in the order given, its null models and single heads indented below the
+    trained network and the paper's cells last. Print leaves out what the paper has no column for and no summary has a
+    value for.
 
     Args:
         summaries: One for each checkpoint (its sites averaged) or for each site, and those of their null models.
         paper: The paper's rows by model label.
         draws: How many redrawn blocks an `init-block` summary is the mean of.
+        notes: Further sentences that the reader needs.
         title: The caption's first sentence.
     """
     by_site = len({s.site for s in summaries}) > 1
@@ -71,6 +86,7 @@ def distance_table(
         Column("model", show="data"),
         Column("kind", show="data"),
         Column("site", show="both" if by_site else "data"),
+        Column("head", show="data"),
         *(Column(name, group="cosine distance") for name in QUANTITIES),
         *beside,
         *(ENERGY if with_energy else ()),
@@ -82,23 +98,27 @@ def distance_table(
         rows += [_row(summary, beside, with_energy, draws) for summary in own]
         if paper and model in paper:
             rows.append(_paper_row(model, paper[model], columns))
-    return Table(title, columns, tuple(rows), tuple(_notes(summaries, by_site)), "tab:distances")
+    return Table(title, columns, tuple(rows), (*_notes(summaries, by_site), *notes), "tab:distances")
 
 
 def _row(summary: SiteSummary, beside: Sequence[Column], with_energy: bool, draws: int) -> Row:
-    names = {"init-all": "at initialisation", "init-block": f"init-block ({draws} draws)"}
+    kinds = {"init-all": "at initialisation", "init-block": f"init-block ({draws} draws)"}
+    parts = [kinds[summary.kind]] if summary.kind in kinds else []
+    if summary.head:
+        parts.append("head-averaged map" if summary.head == AVERAGED_HEAD else f"head {summary.head}")
     n = max((estimate.n for estimate in summary.quantities.values()), default=0)
     cells = (
-        Cell(names.get(summary.kind, summary.model)),
+        Cell(", ".join(parts) or summary.model),
         Cell(summary.model),
         Cell(summary.kind),
         Cell(summary.site),
+        Cell(summary.head or None),
         *(_estimate(summary.quantities.get(name)) for name in QUANTITIES),
         *(_estimate(summary.columns.get(column.name)) for column in beside),
         *(Cell(summary.energy.get(column.name)) for column in (ENERGY if with_energy else ())),
         Cell(n),
     )
-    return Row(cells, child=summary.kind != "trained")
+    return Row(cells, child=bool(parts))
 
 
 def _estimate(estimate: Estimate | None) -> Cell:
@@ -123,7 +143,11 @@ def _notes(summaries: Sequence[SiteSummary], by_site: bool) -> list[str]:
     if summaries:
         queries = _range([summary.n_queries for summary in summaries])
         keys = _range([summary.n_keys for summary in summaries])
-        notes.append(f"{queries} queries and {keys} keys per image.")
+        windows = _range([summary.groups for summary in summaries])
+        where = "per image" if windows == "1" else f"in each of the {windows} windows of an image"
+        notes.append(f"{queries} queries and {keys} keys {where}.")
+    for positions in dict.fromkeys(summary.positions for summary in summaries):
+        notes += [POSITIONS[positions]] if positions in POSITIONS else []
     if any(not math.isnan(estimate.low) for estimate in estimates):
         notes.append("Intervals: 95 % bootstrap over images.")
     if "init-block" in kinds:

@@ -29,6 +29,6 @@ def test_a_network_without_attention_is_refused(tmp_path, capsys) -> None:
     assert "no attention block" in capsys.readouterr().err
 
 
-def test_a_checkpoint_has_to_be_given(capsys) -> None:
+def test_a_network_has_to_be_given(capsys) -> None:
     assert run(["inspect"]) == 2
-    assert "which checkpoint?" in capsys.readouterr().err
+    assert "which network?" in capsys.readouterr().err

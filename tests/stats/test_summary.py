@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nlprobe.stats.intervals import Estimate, bootstrap_mean, paired_difference
 from nlprobe.stats.records import KEY_COLUMNS, VALUE_COLUMNS, empty_record, to_frame
-from nlprobe.stats.summary import SiteSummary, mean_over_draws, per_image, summarise
+from nlprobe.stats.summary import SiteSummary, at_positions, heads_of, mean_over_draws, per_image, summarise
 
 
 def record(image: str, quantity: str, avg_dist: float, **values: object) -> dict[str, object]:
@@ -53,6 +53,66 @@ def test_a_row_of_several_sites_is_the_mean_over_sites_whatever_their_calls() ->
     summary = summarise(frame, model="m")
     assert summary.site == "mean of 2 sites"
     assert summary.quantities["att"].mean == pytest.approx(0.4)
+
+
+def test_a_head_and_the_head_averaged_map_are_summarised_by_themselves() -> None:
+    frame = to_frame(
+        [
+            record("a", "att", 0.2, n_queries=4),
+            record("a", "att", 0.4, head="1"),
+            record("a", "att", 0.6, head="10"),
+            record("a", "att", 0.1, head="avg", zero_rows=3),
+            record("a", "input", 0.7, head="-"),
+        ]
+    )
+    assert heads_of(frame) == ["0", "1", "10", "avg"]
+    whole = summarise(frame, model="m")
+    assert (whole.head, set(whole.quantities), whole.zero_rows) == ("", {"att", "input"}, 0)
+    assert whole.quantities["att"].mean == pytest.approx(0.4)
+    by_head = {head: summarise(frame, model="m", head=head) for head in heads_of(frame)}
+    assert {head: one.quantities["att"].mean for head, one in by_head.items()} == pytest.approx(
+        {"0": 0.2, "1": 0.4, "10": 0.6, "avg": 0.1}
+    )
+    assert set(by_head["avg"].quantities) == {"att"}
+    assert by_head["avg"].zero_rows == 3
+
+
+def test_a_single_head_is_no_head_of_its_own() -> None:
+    assert heads_of(to_frame([record("a", "att", 0.2), record("a", "input", 0.2, head="-")])) == []
+
+
+def test_positions_that_nobody_asked_for_are_left_out() -> None:
+    frame = to_frame(
+        [
+            record("a", "att", 0.1, n_queries=5, n_keys=5),
+            record("a", "att", 0.3, positions="no_prefix", n_queries=4, n_keys=5),
+            record("a", "att", 0.9, positions="rectangle", n_queries=2, n_keys=2),
+            record("a", "att", 0.5, site="layer4", positions="valid", groups=9),
+        ]
+    )
+    assert per_image(frame, "att").item() == pytest.approx(0.3)
+    assert per_image(frame, "att", positions="no_prefix").item() == pytest.approx(0.4)
+    assert per_image(frame, "att", positions="rectangle").item() == pytest.approx(0.9)
+    whole = summarise(frame, model="m")
+    assert (whole.n_queries, whole.groups, whole.positions) == ((4, 5), (1, 9), "all")
+    cut = summarise(frame, model="m", positions="no_prefix")
+    assert (cut.n_queries, cut.n_keys, cut.positions) == ((4, 4), (4, 5), "no_prefix")
+    alone = summarise(frame, model="m", positions="rectangle")
+    assert (alone.site, alone.n_queries) == ("layer3", (2, 2))
+
+
+def test_where_nothing_is_over_the_chosen_positions_nothing_is_summarised() -> None:
+    frame = to_frame([record("a", "att", 0.1)])
+    assert at_positions(frame, "rectangle").empty
+    assert summarise(frame, model="m", positions="rectangle").quantities == {}
+
+
+def test_metrics_and_flat_are_summarised_where_they_have_values() -> None:
+    frame = to_frame([record("a", "att", 0.1, flat=1 / 6, jsd=0.5), record("b", "att", 0.1, flat=1 / 6, jsd=0.7)])
+    columns = summarise(frame, model="m").columns
+    assert columns["flat"].mean == pytest.approx(1 / 6)
+    assert columns["jsd"].mean == pytest.approx(0.6)
+    assert "effective_rank" not in columns
 
 
 def test_absent_undefined_and_fixed_values_are_told_apart() -> None:

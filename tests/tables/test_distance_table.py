@@ -52,8 +52,10 @@ def test_the_data_hold_every_column_in_a_fixed_order() -> None:
     (header, *_) = csv.reader(io.StringIO(distance_table([summary()]).render("csv")))
     plain = [name for name in header if not name.endswith(("_low", "_high", "_n"))]
     assert plain == [
-        "model", "kind", "site", *QUANTITIES,
-        "entropy", "n_eff", "shared", "logit_std", "pairwise", "unary", "update", "mean_map_error", "n",
+        "model", "kind", "site", "head", *QUANTITIES,
+        "entropy", "n_eff", "shared", "flat", "logit_std", "pairwise", "unary",
+        "attention_distance", "prefix_mass", "sink_mass", "jsd", "effective_rank",
+        "update", "mean_map_error", "n",
     ]  # fmt: skip
 
 
@@ -133,6 +135,40 @@ def test_an_interval_is_printed_only_where_there_is_one(n: int) -> None:
     one = SiteSummary("net", "trained", "s", "non_local", {}, quantities, {})
     assert (".200–.400" in distance_table([one]).render()) == (n > 1)
     assert ("bootstrap" in distance_table([one]).render()) == (n > 1)
+
+
+def test_single_heads_stand_below_their_site_and_are_named() -> None:
+    heads = [dataclasses.replace(summary(), head=head) for head in ("0", "1", "avg")]
+    initial = dataclasses.replace(summary(kind="init-all"), head="1")
+    table = distance_table([summary(), *heads, initial])
+    assert [(row.cells[0].value, row.child) for row in table.rows] == [
+        ("net", False),
+        ("head 0", True),
+        ("head 1", True),
+        ("head-averaged map", True),
+        ("at initialisation, head 1", True),
+    ]
+    assert [record.get("head") for record in table.records()] == [None, "0", "1", "avg", "1"]
+
+
+def test_windows_and_chosen_positions_are_told() -> None:
+    windowed = dataclasses.replace(summary(), groups=(1, 64), positions="no_prefix")
+    text = distance_table([windowed], notes=["net: random weights (seed 0)."]).render()
+    assert "196 queries and 49 keys in each of the 1–64 windows of an image." in text
+    assert "Prefix tokens are left out." in text
+    assert text.rstrip().endswith("net: random weights (seed 0).")
+    assert "Prefix" not in distance_table([summary()]).render()
+
+
+def test_metrics_have_columns_where_they_were_measured() -> None:
+    one = summary()
+    metrics = {"flat": Estimate(1 / 6, NAN, NAN, 1), "jsd": Estimate(0.321, NAN, NAN, 1)}
+    header = next(
+        line
+        for line in lines(distance_table([dataclasses.replace(one, columns=one.columns | metrics)]).render())
+        if "input" in line
+    )
+    assert header == [*QUANTITIES, "entropy", "n_eff", "flat", "JSD", "images"]
 
 
 def test_no_summaries_make_an_empty_table() -> None:

@@ -1,0 +1,192 @@
+"""What the measuring commands show to a network: images, lines of text, or what one's own code yields."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlprobe.commands.report import progress, say
+from nlprobe.commands.sources import Named
+from nlprobe.data import Batches, ImageDataset, UnreadableImageError, data_fingerprint, open_dataset
+from nlprobe.data.part import Part
+from nlprobe.data.texts import TextFile, is_text, read_texts
+from nlprobe.errors import ConfigError
+from nlprobe.libraries import Pictures, PythonItems, Texts, is_python
+from nlprobe.measuring import Inputs, described
+
+Data = ImageDataset | TextFile | PythonItems
+
+
+def open_data(source: str, split: str = "val", limit: int | None = None) -> Data:
+    """The data of that name: `python:package.module:callable`, a `.txt` file, or images.
+
+    Raises:
+        ConfigError: a limit for data that cannot be parted.
+        DataError: they are missing, or not understood.
+    """
+    if is_python(source):
+        if limit is not None:
+            raise ConfigError(f"--limit does not go with `{source}`", "let the callable yield fewer items")
+        return PythonItems(source.partition(":")[2])
+    path = Path(source)
+    if is_text(path):
+        return read_texts(path).part(limit)
+    return Part(open_dataset(path, "train" if split == "train" else "val"), limit)
+
+
+def describe_data(source: str, split: str, data: Data) -> dict[str, Any]:
+    """What the results say of the data, after the passes over them."""
+    if isinstance(data, PythonItems):
+        return {"root": source, "kind": "python", "images": data.images, "sha256": data.sha256}
+    if isinstance(data, TextFile):
+        return {"root": source, "kind": "texts", **data.fingerprint()}
+    return {"root": source, "split": split, "kind": data.kind, **data_fingerprint(data)}
+
+
+class Feed(ABC):
+    """The data as one network takes them; each pass shows its progress on stderr.
+
+    Attributes:
+        label: What the progress line says.
+        description: What is done to the data before the network gets them, in a line.
+        settings: The same for JSON.
+        together: Images in one forward call, as far as it is known.
+        unreadable: Names of the images that could not be read, once a pass has met them.
+        notes: What else a pass has met that the results have to say, in sentences.
+    """
+
+    def __init__(self, label: str, description: str, settings: Mapping[str, Any], together: int = 1) -> None:
+        self.label = label
+        self.description = description
+        self.settings = dict(settings)
+        self.together = together
+        self.unreadable: list[str] = []
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass from forward call number `start` on: its inputs with the names of its images."""
+
+    @abstractmethod
+    def example(self) -> Inputs:
+        """The inputs of a forward call, for the sake of their shapes."""
+
+    @abstractmethod
+    def plan(self) -> str:
+        """What a pass will take, in a line."""
+
+
+def feed(data: Data, one: Named, batch_size: int, workers: int = 0) -> Feed:
+    """The data as one network takes them.
+
+    Raises:
+        ConfigError: the network takes other data, or does not say what is done to them.
+    """
+    if isinstance(data, PythonItems):
+        return Items(data, one.label)
+    if isinstance(data, TextFile):
+        if one.network.texts is None:
+            raise ConfigError(
+                f"`{one.label}` takes no texts, and `{data.path}` is a file of texts",
+                "give a folder of images, or a --model hf:FOLDER that holds a tokenizer",
+            )
+        return Lines(data, one.network.texts, one.label)
+    if one.network.pictures is None:
+        raise ConfigError(
+            f"`{one.label}` does not say how its images are preprocessed, and `{data.root}` holds images",
+            "give --size, --mean and --std, or return the transform too"
+            if is_python(one.network.source)
+            else "give a .txt file with one text a line"
+            if one.network.texts
+            else "put its `preprocessor_config.json` into the folder",
+        )
+    return Images(data, one.network.pictures, batch_size, workers, one.label)
+
+
+class Images(Feed):
+    """Images in batches; one by one where the network takes them in their own shape."""
+
+    def __init__(self, dataset: ImageDataset, pictures: Pictures, batch_size: int, workers: int, label: str) -> None:
+        super().__init__(label, pictures.description, pictures.settings, batch_size if pictures.size else 1)
+        self.dataset, self.pictures, self.workers = dataset, pictures, workers
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass from batch number `start` on."""
+        loaded = Batches(
+            self.dataset,
+            self.pictures.transform,
+            self.together,
+            workers=self.workers,
+            report=self._report,
+            pin_memory=torch.cuda.is_available(),
+        )
+        left = max(0, len(self.dataset) - start * self.together)
+        if start:
+            say(f"{self.label}: going on after {len(self.dataset) - left} images")
+        passed = loaded.epoch(0, start)
+        for batch in progress(passed, self.label, total=left, count=lambda batch: len(batch.ids)):
+            yield self.pictures.inputs(batch.images), batch.ids
+
+    def example(self) -> Inputs:
+        """One image of noise."""
+        return self.pictures.inputs(self.pictures.example())
+
+    def plan(self) -> str:
+        """How many images, how many at once, and their size."""
+        shape = "x".join(map(str, self.pictures.size)) if self.pictures.size else "each in its own shape"
+        return f"{len(self.dataset)} images in batches of {self.together}, {shape}"
+
+    def _report(self, error: UnreadableImageError) -> None:
+        if error.image not in self.unreadable:
+            self.unreadable.append(error.image)
+            say(f"left out: {error.cause}")
+
+
+class Lines(Feed):
+    """Lines of text, each in a forward call of its own, so that nothing is padded."""
+
+    def __init__(self, data: TextFile, texts: Texts, label: str) -> None:
+        super().__init__(label, texts.description, texts.settings)
+        self.data, self.texts = data, texts
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass from line number `start` on."""
+        if start:
+            say(f"{self.label}: going on after {start} texts")
+        for line in progress(self.data.lines[start:], self.label, unit="texts"):
+            inputs, cut = self.texts.encode(line.text)
+            note = f"{self.label}: line {line.id} is too long, and its last {cut} tokens are left out"
+            if cut and note not in self.notes:
+                self.notes.append(note)
+                say(note)
+            yield inputs, [line.id]
+
+    def example(self) -> Inputs:
+        """The first line."""
+        return self.texts.encode(self.data.lines[0].text)[0]
+
+    def plan(self) -> str:
+        """How many texts."""
+        return f"{len(self.data.lines)} texts, one by one"
+
+
+class Items(Feed):
+    """What one's own code yields, as it is."""
+
+    def __init__(self, data: PythonItems, label: str) -> None:
+        super().__init__(label, f"inputs of `{data.source}` as they are", {})
+        self.data = data
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass from item number `start` on."""
+        yield from progress(self.data.items(start), self.label, count=lambda item: len(item[1]))
+
+    def example(self) -> Inputs:
+        """The first item."""
+        return self.data.first()
+
+    def plan(self) -> str:
+        """The shapes of the first item."""
+        return f"items of `{self.data.source}`, the first of them {described(self.example())}"
