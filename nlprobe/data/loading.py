@@ -1,12 +1,14 @@
-"""Batches from data sets: the same whatever the number of worker processes, from any point of any epoch on.
+"""Batches from data sets: the same whatever the number of processes, from any point of any epoch on.
 
 What a sample looks like is a function of (seed, epoch, index), the order of an epoch one of (seed, epoch). So nothing a
-worker holds has to be saved to go on later, and samples that were consumed already are not even read.
+worker holds has to be saved to go on later, samples that were consumed already are not even read, and processes that
+train together need not talk about who takes which sample.
 """
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from nlprobe.data.dataset import ImageDataset
 from nlprobe.data.images import UnreadableImageError
 from nlprobe.data.preprocessing import Transform
-from nlprobe.errors import DataError
+from nlprobe.errors import ConfigError, DataError
 
 Report = Callable[[UnreadableImageError], object]
 
@@ -31,23 +33,52 @@ class Batch(NamedTuple):
     unreadable: list[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes takes of the batches: number `index` of `of`; by default everything."""
+
+    index: int = 0
+    of: int = 1
+
+
+ALL = Share()
+
+
 class BatchOrder:
     """The batches of an epoch, as a batch sampler of keys (epoch, index); set `epoch` and `start` before iterating.
 
+    With a seed, samples are shuffled anew each epoch, an incomplete last batch is left out, and each batch is cut into
+    equal parts: `parts` for each process. Without, samples come in their own order, all of them, and whole batches are
+    dealt out to the processes in turn.
+
     Args:
         count: Number of samples.
-        batch_size: Samples in a batch.
-        seed: With one, samples are shuffled anew each epoch and an incomplete last batch is left out; without, they
-            come in their own order, all of them.
+        batch_size: Samples in a batch, over all processes.
+        seed: Seed of the order.
+        share: What this process takes.
+        parts: Into how many parts this process cuts what it takes of a batch.
+
+    Raises:
+        ConfigError: a batch cannot be cut into equal parts.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int | None = None) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(
+        self, count: int, batch_size: int, seed: int | None = None, *, share: Share = ALL, parts: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.share, self.parts = count, batch_size, seed, share, parts
         self.epoch = 0
         self.start = 0
+        if seed is not None and batch_size % (share.of * parts):
+            pieces = share.of * parts
+            below = batch_size // pieces * pieces
+            raise ConfigError(
+                f"a batch of {batch_size} cannot be cut into equal parts for {share.of} "
+                f"process{'es' if share.of > 1 else ''}{f', {parts} parts each' if parts > 1 else ''}",
+                f"use a batch size that {pieces} divides, such as {f'{below} or ' if below else ''}{below + pieces}",
+            )
 
     def __len__(self) -> int:
-        """Number of batches in a whole epoch."""
+        """Number of batches in a whole epoch, over all processes."""
         return self.count // self.batch_size if self.seed is not None else -(-self.count // self.batch_size)
 
     def indices(self, epoch: int) -> list[int]:
@@ -61,7 +92,19 @@ class BatchOrder:
         order = self.indices(self.epoch)
         for batch in range(self.start, len(self)):
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in chosen]
+            for piece in self._own(batch, chosen):
+                yield [(self.epoch, index) for index in piece]
+
+    def _own(self, batch: int, chosen: list[int]) -> Iterator[list[int]]:
+        """What this process takes of a batch."""
+        if self.seed is None:
+            if batch % self.share.of == self.share.index:
+                yield chosen
+            return
+        size = self.batch_size // (self.share.of * self.parts)
+        for part in range(self.parts):
+            first = (part * self.share.of + self.share.index) * size
+            yield chosen[first : first + size]
 
 
 class Batches:
@@ -70,11 +113,16 @@ class Batches:
     Args:
         dataset: Where samples come from.
         transform: From a picture to a tensor; may draw random numbers from torch's generator.
-        batch_size: Samples in a batch.
+        batch_size: Samples in a batch, over all processes.
         workers: Processes that read ahead; with 0 this one reads.
         seed: Seed of order and samples; None reads the data set in its own order.
         report: Called in this process for each image that cannot be read. Such an image is left out of its batch.
         pin_memory: Hand out batches in pinned memory, from which a GPU copies without waiting.
+        share: What this process takes of the batches; see `BatchOrder`.
+        parts: With a seed, into how many batches this process cuts what it takes of one.
+
+    Raises:
+        ConfigError: a batch cannot be cut into equal parts.
     """
 
     def __init__(
@@ -87,8 +135,11 @@ class Batches:
         seed: int | None = None,
         report: Report = lambda error: None,
         pin_memory: bool = False,
+        share: Share = ALL,
+        parts: int = 1,
     ) -> None:
-        self.order = BatchOrder(len(dataset), batch_size, seed)
+        self.order = BatchOrder(len(dataset), batch_size, seed, share=share, parts=parts)
+        self.ids = dataset.ids
         self._report = report
         self._loader: DataLoader[Any] = DataLoader(
             _SeededSamples(dataset, transform, seed or 0),
@@ -109,7 +160,7 @@ class Batches:
         return self.epoch(0)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on.
+        """This process's batches of an epoch from number `start` on.
 
         Raises:
             DataError: no image of a batch can be read (in random order; else such a batch is passed over).
@@ -174,5 +225,7 @@ def _collate(samples: Sequence[tuple[Tensor | None, int | None, str, str]]) -> B
 
 
 def _ignore_interrupts(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides when the workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and the SIGTERM of torchrun and of batch systems, reach the whole process group; the main process decides
+    # when the workers end, and they end by themselves when it does.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

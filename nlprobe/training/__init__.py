@@ -1,8 +1,11 @@
 """Training: one engine, tasks, recipes and schedules."""
 
 from nlprobe.training.classification import Classification, Scores, check_data, evaluate, rank_of_label
-from nlprobe.training.engine import Engine, Observer, Progress
-from nlprobe.training.recipes import Optimiser, Recipe, recipe, recipe_names
+from nlprobe.training.engine import Engine, Observer
+from nlprobe.training.optimisers import Optimiser
+from nlprobe.training.processes import Processes
+from nlprobe.training.progress import Progress
+from nlprobe.training.recipes import Recipe, recipe, recipe_names
 from nlprobe.training.schedules import Schedule
 from nlprobe.training.task import Loss, Task
 
@@ -12,6 +15,7 @@ __all__ = [
     "Loss",
     "Observer",
     "Optimiser",
+    "Processes",
     "Progress",
     "Recipe",
     "Schedule",

@@ -1,6 +1,6 @@
 """Image classification: cross-entropy, top-1 and top-5."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from nlprobe.data import Batch, Batches, ImageDataset
 from nlprobe.errors import DataError
+from nlprobe.training.processes import ALONE, Processes
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.task import Loss, Stop
 
@@ -35,6 +36,19 @@ class Scores:
         """Mean loss, top-1 and, where there are more than five classes, top-5."""
         means = {"loss": float(self.losses.mean()), "top1": float(self.hits(1).mean())}
         return means | ({"top5": float(self.hits(5).mean())} if self.classes > 5 else {})
+
+    @classmethod
+    def joined(cls, parts: Sequence["Scores"], order: Sequence[str]) -> "Scores":
+        """The scores of several processes as one would have them, in the order of the names `order`."""
+        place = {name: number for number, name in enumerate(order)}
+        ids = [name for part in parts for name in part.ids]
+        sorting = np.argsort([place[name] for name in ids], kind="stable")
+        return cls(
+            [ids[number] for number in sorting],
+            np.concatenate([part.ranks for part in parts])[sorting],
+            np.concatenate([part.losses for part in parts])[sorting],
+            max(part.classes for part in parts),
+        )
 
 
 def rank_of_label(logits: Float[Tensor, "b classes"], labels: Int64[Tensor, " b"]) -> Int64[Tensor, " b"]:
@@ -68,6 +82,18 @@ def evaluate(
     Raises:
         DataError: there are no images, or they have no labels.
     """
+    scores = _scores(model, batches, device, memory_format, stop)
+    return _refuse_nothing(scores) if scores else None
+
+
+def _scores(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    memory_format: torch.memory_format,
+    stop: Stop,
+) -> Scores | None:
+    """The scores of all images, perhaps of none; None if stopped."""
     training = model.training
     model.eval()
     ids: list[str] = []
@@ -93,8 +119,14 @@ def evaluate(
     finally:
         model.train(training)
     if not ids:
+        return Scores([], np.empty(0, np.int64), np.empty(0), 0)
+    return Scores(ids, torch.cat(ranks).cpu().numpy(), torch.cat(losses).cpu().double().numpy(), classes)
+
+
+def _refuse_nothing(scores: Scores) -> Scores:
+    if not scores.ids:
         raise DataError("no image of the data set can be read", "`nlprobe data check` names what is wrong with each")
-    return Scores(ids, torch.cat(ranks).cpu().numpy(), torch.cat(losses).double().cpu().numpy(), classes)
+    return scores
 
 
 class Classification:
@@ -102,17 +134,24 @@ class Classification:
 
     monitor = "top1"
 
-    def __init__(self, training: Batches, validation: Batches, recipe: Recipe, device: torch.device) -> None:
-        self._training, self._validation, self._device = training, validation, device
+    def __init__(
+        self,
+        training: Batches,
+        validation: Batches,
+        recipe: Recipe,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self._training, self._validation, self._device, self._processes = training, validation, device, processes
         self._smoothing = recipe.label_smoothing
         self._memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
 
     def steps_per_epoch(self) -> int:
-        """Number of training batches in an epoch."""
+        """Number of training batches in an epoch, over all processes."""
         return len(self._training)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The training batches of an epoch from number `start` on."""
+        """This process's training batches of an epoch from step `start` on."""
         return self._training.epoch(epoch, start)
 
     def names(self, batch: Batch) -> list[str]:
@@ -128,8 +167,11 @@ class Classification:
 
     def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
         """Loss, top-1 and top-5 on the validation set."""
-        scores = evaluate(model, self._validation, self._device, memory_format=self._memory_format, stop=stop)
-        return scores.means() if scores else None
+        own = _scores(model, self._validation, self._device, self._memory_format, stop)
+        parts = self._processes.gather(own)
+        if any(part is None for part in parts):
+            return None
+        return _refuse_nothing(Scores.joined(parts, self._validation.ids)).means()
 
 
 def check_data(training: ImageDataset, validation: ImageDataset, batch_size: int) -> None:

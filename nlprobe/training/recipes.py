@@ -3,40 +3,20 @@
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
+
+import torch
 
 from nlprobe.data import Augmentation, Preprocessing
 from nlprobe.errors import ConfigError
 from nlprobe.suggestions import did_you_mean
+from nlprobe.training.optimisers import Optimiser
 from nlprobe.training.schedules import Schedule
 
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Names of the number formats of mixed precision."""
 
-@dataclass(frozen=True)
-class Optimiser:
-    """Stochastic gradient descent with momentum.
-
-    Attributes:
-        learning_rate: Initial learning rate, for the recipe's batch size.
-        momentum: Momentum.
-        nesterov: Nesterov's form of it.
-        weight_decay: L2 decay.
-        decay_norms: Whether it also applies to biases and to the parameters of norms.
-    """
-
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay_norms: bool = True
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or not 0 <= self.momentum < 1 or self.weight_decay < 0:
-            raise ConfigError(
-                f"optimiser: learning rate {self.learning_rate}, momentum {self.momentum}, decay {self.weight_decay}",
-                "the learning rate is positive, the momentum in [0, 1), the weight decay not negative",
-            )
-        if self.nesterov and not self.momentum:
-            raise ConfigError("optimiser: Nesterov's momentum of 0", "set `momentum`, or `nesterov` to false")
+BATCH_NORMS = ("plain", "sync", "frozen")
 
 
 @dataclass(frozen=True)
@@ -48,7 +28,13 @@ class Recipe:
         task: What is learnt.
         epochs: Passes over the training set.
         batch_size: Images in a step, over all processes together.
+        accumulate: Into how many parts each process cuts what it takes of a batch; it goes through them one after the
+            other and adds their gradients up, for memory that holds no more.
         label_smoothing: Share of the target spread evenly over all classes.
+        amp: Mixed precision: `off`, `bf16`, or `fp16` with scaled gradients. Validation is in full precision.
+        batch_norm: `plain` (each process, and each part of a batch, has its own statistics), `sync` (one for all
+            processes; on GPUs), or `frozen` (the paper's fixBN: statistics, scale and shift of the trunk's norms stay).
+        frozen: Stages that stay as they are, c1 (the stem) to c5; the blocks inserted into them are trained.
         channels_last: Keep images and weights in the memory order that convolutions like; the results differ by
             rounding only.
         optimiser: The optimiser's numbers.
@@ -61,7 +47,11 @@ class Recipe:
     task: str = "classification"
     epochs: int = 120
     batch_size: int = 256
+    accumulate: int = 1
     label_smoothing: float = 0.0
+    amp: str = "off"
+    batch_norm: str = "plain"
+    frozen: tuple[str, ...] = ()
     channels_last: bool = False
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
@@ -69,8 +59,17 @@ class Recipe:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ConfigError(f"recipe: {self.epochs} epochs, batch size {self.batch_size}", "use 1 or more of each")
+        object.__setattr__(self, "frozen", tuple(self.frozen))
+        if min(self.epochs, self.batch_size, self.accumulate) < 1:
+            raise ConfigError(
+                f"recipe: {self.epochs} epochs, batch size {self.batch_size}, in {self.accumulate} parts",
+                "use 1 or more of each",
+            )
+        for name, known in (("amp", tuple(AMP)), ("batch_norm", BATCH_NORMS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"recipe: `{name}` cannot be `{getattr(self, name)}`", did_you_mean(getattr(self, name), known)
+                )
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"recipe: label smoothing {self.label_smoothing}", "use 0 or more, and less than 1")
 
@@ -183,14 +182,15 @@ def _override(part: Any, settings: Mapping[str, Any], path: str) -> Any:
         elif dot:
             raise ConfigError(f"`{path}{name}` has no part `{rest}`", f"set `{path}{name}` itself")
         else:
-            changes[name] = _fitting(old, value, path + key)
+            texts = get_args(get_type_hints(type(part))[name])[:1] == (str,)
+            changes[name] = _fitting(old, value, path + key, texts)
     for name, each in inner.items():
         changes[name] = _override(getattr(part, name), each, f"{path}{name}.")
     return replace(part, **changes)
 
 
-def _fitting(old: Any, value: Any, key: str) -> Any:
-    """`value` if it has the type of `old`; whole numbers are numbers, too."""
+def _fitting(old: Any, value: Any, key: str, texts: bool) -> Any:
+    """`value` if it has the type of `old`, a tuple of texts or of numbers too; whole numbers are numbers."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         bool: isinstance(value, bool),
@@ -199,13 +199,15 @@ def _fitting(old: Any, value: Any, key: str) -> Any:
         str: isinstance(value, str),
         tuple: False,
     }
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "a list of numbers"}
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    words[tuple] = f"a list of {'texts' if texts else 'numbers'}"
     if isinstance(value, list | tuple):
-        fits[tuple] = all(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+        wanted = str if texts else int | float
+        fits[tuple] = all(isinstance(each, wanted) and not isinstance(each, bool) for each in value)
     if not fits[type(old)]:
         raise ConfigError(f"`{key}` cannot be `{value}`", f"give {words[type(old)]}")
     if isinstance(old, tuple):
-        return tuple(float(each) for each in value)
+        return tuple(value) if texts else tuple(float(each) for each in value)
     return float(value) if isinstance(old, float) else value
 
 

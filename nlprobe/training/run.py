@@ -1,23 +1,32 @@
 """A training run: model, data, recipe and seed, and what becomes of them in an engine and in checkpoints."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from nlprobe.checkpoints import fingerprint
 from nlprobe.data import Batches, ImageDataset, data_fingerprint
-from nlprobe.data.loading import Report
+from nlprobe.data.loading import Report, Share
 from nlprobe.errors import ConfigError
-from nlprobe.models import ResNet, ResNetConfig, build
+from nlprobe.models import ResNet, ResNetConfig, build, load_backbone
 from nlprobe.training.classification import Classification, check_data
 from nlprobe.training.engine import Engine, Observer
+from nlprobe.training.processes import ALONE, Processes
 from nlprobe.training.recipes import Recipe, flatten
+
+# Scores are computed on the same batches whatever the number of processes, so these do not grow with it.
+_VALIDATION_BATCH = 64
 
 # The order of samples within an epoch follows from these; between epochs they may change.
 _ORDER = ("recipe.batch_size", "data.images", "data.sha256")
+# The optimiser's memory is laid out by these.
+_LAYOUT = ("recipe.optimiser.kind", "recipe.optimiser.decay_norms", "recipe.optimiser.rules", "recipe.frozen")
+_FIXED = ("model", "seed", "recipe.batch_norm", *_LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,9 @@ class Run:
         training: Images to learn from.
         validation: Images to score on.
         seed: Seed of everything random.
+        pretrained: A file of weights to begin with; the inserted blocks, and without `classifier` the last layer, begin
+            as the seed draws them.
+        classifier: Take the last layer from that file as well.
 
     Raises:
         DataError: the data sets do not make a classification task.
@@ -42,6 +54,8 @@ class Run:
     training: ImageDataset
     validation: ImageDataset
     seed: int = 0
+    pretrained: Path | None = None
+    classifier: bool = False
 
     def __post_init__(self) -> None:
         check_data(self.training, self.validation, self.recipe.batch_size)
@@ -52,12 +66,29 @@ class Run:
         return {"root": self.training.root.resolve().name, **data_fingerprint(self.training)}
 
     def build(self) -> ResNet:
-        """The network as it is before training."""
-        return build(self.config, seed=self.seed)
+        """The network as it is before training.
+
+        Raises:
+            CheckpointError: the pretrained weights are missing, damaged or do not fit.
+        """
+        model = build(self.config, seed=self.seed)
+        if self.pretrained is not None:
+            load_backbone(model, self.pretrained, classifier=self.classifier)
+        return model
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Name and fingerprint of the pretrained weights; both None without."""
+        if self.pretrained is None:
+            return {"file": None, "sha256": None, "classifier": False}
+        with self.pretrained.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"file": self.pretrained.name, "sha256": digest, "classifier": self.classifier}
 
     def settings(self) -> dict[str, Any]:
         """Everything the result follows from, with keys such as `recipe.optimiser.momentum`."""
         parts = {"config": self.config.as_dict(), "recipe": self.recipe.as_dict(), "data": self.data}
+        parts["pretrained"] = self.origin
         return {"model": self.model, "seed": self.seed, **flatten(parts)}
 
     def metadata(self, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -71,6 +102,7 @@ class Run:
             "data": self.data,
             "versions": dict(versions),
             "seed": self.seed,
+            "pretrained": self.origin,
             "initial_fingerprint": fingerprint(self.build()),
         }
 
@@ -81,6 +113,7 @@ class Run:
         workers: int = 0,
         observers: Sequence[Observer] = (),
         report: Report = lambda error: None,
+        processes: Processes = ALONE,
     ) -> Engine:
         """An engine at the beginning of the run.
 
@@ -89,8 +122,14 @@ class Run:
             workers: Processes that load data; the result does not depend on them.
             observers: They look on.
             report: Called for each image that cannot be read; it is left out of its batch.
+            processes: This process among those that train together.
+
+        Raises:
+            ConfigError: the batch cannot be parted between the processes, or the recipe does not fit the network.
+            CheckpointError: the pretrained weights do not fit.
         """
         recipe = self.recipe
+        share = Share(processes.rank, processes.count)
         pin_memory = device.type == "cuda"
         training = Batches(
             self.training,
@@ -100,17 +139,21 @@ class Run:
             seed=self.seed,
             report=report,
             pin_memory=pin_memory,
+            share=share,
+            parts=recipe.accumulate,
         )
         validation = Batches(
             self.validation,
             recipe.preprocessing.transform(),
-            recipe.batch_size,
+            min(max(recipe.batch_size // recipe.accumulate, 1), _VALIDATION_BATCH),
             workers=workers,
             report=report,
             pin_memory=pin_memory,
+            share=share,
         )
-        task = Classification(training, validation, recipe, device)
-        return Engine(self.build(), task, recipe, seed=self.seed, device=device, observers=observers)
+        task = Classification(training, validation, recipe, device, processes)
+        model = self.build()
+        return Engine(model, task, recipe, seed=self.seed, device=device, observers=observers, processes=processes)
 
 
 def refuse_incompatible(changed: Mapping[str, tuple[Any, Any]], step: int) -> None:
@@ -120,7 +163,7 @@ def refuse_incompatible(changed: Mapping[str, tuple[Any, Any]], step: int) -> No
         ConfigError: another network or seed; or, within an epoch, another order of samples.
     """
     for key, (then, now) in changed.items():
-        if key in ("model", "seed") or key.startswith("config."):
+        if key in _FIXED or key.startswith(("config.", "pretrained.")):
             raise ConfigError(
                 f"the run was started with `{key}` {then}, not {now}", "start a new run in another folder"
             )

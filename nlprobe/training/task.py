@@ -35,16 +35,19 @@ class Task(Protocol):
     monitor: str
 
     def steps_per_epoch(self) -> int:
-        """Number of training batches in an epoch."""
+        """Number of steps in an epoch."""
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """The training batches of an epoch from number `start` on, a function of (seed, epoch) alone."""
+        """What this process takes of the batches of an epoch, from step `start` on; a function of (seed, epoch) alone.
+
+        For each step these are as many as the recipe's `accumulate` says.
+        """
 
     def names(self, batch: Any) -> list[str]:
         """Names of the images in a batch, for messages."""
 
     def loss(self, model: nn.Module, batch: Any) -> Loss:
-        """Forward pass and loss of one batch."""
+        """Forward pass and loss of one of these; `model` is called once and may be the network of all processes."""
 
     def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
-        """Scores on the validation set; None as soon as `stop()` says so."""
+        """Scores on the validation set; None as soon as `stop()` says so. In all processes the same."""

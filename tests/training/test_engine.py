@@ -31,7 +31,7 @@ class Watch(Observer):
             os.kill(os.getpid(), signal.SIGINT)
 
     def epoch_done(self, engine: Engine, row: Mapping[str, Any], best: bool) -> None:
-        self.rows.append({key: row[key] for key in row if key not in ("seconds", "images_per_second")})
+        self.rows.append({key: row[key] for key in row if "second" not in key})
         self.bests.append(best)
 
     def interrupted(self, engine: Engine) -> None:

@@ -52,7 +52,7 @@ def test_settings_that_only_go_together_are_set_together() -> None:
     [
         ("optimizer.momentum", 0.8, "did you mean `optimiser`"),
         ("optimiser.momentun", 0.8, "unknown setting `optimiser.momentun`"),
-        ("optimiser", 0.8, "it has parts: `optimiser.learning_rate`"),
+        ("optimiser", 0.8, "it has parts: `optimiser.kind`"),
         ("epochs.x", 1, "has no part `x`"),
         ("epochs", 1.5, "give a whole number"),
         ("epochs", True, "give a whole number"),
