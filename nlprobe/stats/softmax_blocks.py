@@ -1,14 +1,20 @@
 """How the blocks of softmax maps are laid out, which keys their queries see, and what is found about the maps."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
-from nlprobe.stats.logits import Logits
+from nlprobe.stats.logits import Logits, PreparedLogits
 from nlprobe.stats.masks import Rows
 from nlprobe.stats.streaming import spans, wide
+
+LEAST_ROWS = 64
+"""Rows of one head in a block, whatever their length: fewer make poor products."""
+
+KEY_BYTES = 1 << 24
+"""Size of the keys of several heads that are kept for all blocks of queries; more are laid out anew for each block."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +94,14 @@ class Layout:
         return _longest(self.sets), _longest(self.heads), _longest(self.rows)
 
 
-def layout(shape: tuple[int, int, int, int], room: int, least_rows: int) -> Layout:
-    """Blocks of at most `room` numbers, or of `least_rows` rows of one head where these do not fit.
+def layout(shape: tuple[int, int, int, int], room: int) -> Layout:
+    """Blocks of at most `room` numbers, or of `LEAST_ROWS` rows of one head where these do not fit.
 
     Whole sets share a block where they fit, then the heads of one set, then rows of some heads.
     """
     s, h, n, m = shape
     sets = list(spans(s, room // max(1, h * n * m)))
-    rows = min(n, least_rows)
+    rows = min(n, LEAST_ROWS)
     heads = list(spans(h, room // max(1, rows * m)))
     taken = _longest(sets) * _longest(heads) * m
     return Layout(sets, list(spans(n, max(rows, room // max(1, taken)))), heads)
@@ -104,22 +110,102 @@ def layout(shape: tuple[int, int, int, int], room: int, least_rows: int) -> Layo
 def hides(logits: Logits) -> bool:
     """Whether any key is hidden from any query; reads the mask, or logits that are given, once."""
     if logits.given is not None and logits.given.numel():
-        return bool(logits.given.amin() == -math.inf) or (logits.mask is not None and logits.mask.hides())
-    return logits.mask is not None and logits.mask.hides()
+        return bool(logits.given.amin() == -math.inf) or (
+            logits.mask is not None and logits.mask.hides(*logits.shape[2:])
+        )
+    return logits.mask is not None and logits.mask.hides(*logits.shape[2:])
 
 
-def seen(logits: Logits, sets: slice, heads: slice, rows: Rows, block: Tensor, hidden: bool) -> Seen:
-    """The supports of a block of logits; `hidden` is what `hides` says."""
-    m = block.shape[-1]
-    support = None
-    if hidden and logits.given is not None:
-        support = block != -torch.inf
-    elif hidden:
-        assert logits.mask is not None
-        support = logits.mask.support(sets, heads, rows, m, block.device)
-    if support is None:
-        return Seen(None, wide(block.new_full((1,), m)))
-    return Seen(support.to(block.dtype), wide(support.sum(-1)))
+@dataclass
+class HeadGroups:
+    """Some sets with some of their heads, whose logits are formed block by block.
+
+    Attributes:
+        logits: All logits.
+        sets: Which sets.
+        heads: Ranges of heads.
+        masked: Whether any key is hidden from any query.
+        dtype: Of products and weights.
+    """
+
+    logits: Logits
+    sets: slice
+    heads: list[slice]
+    masked: bool
+    dtype: torch.dtype
+    _prepared: dict[int, PreparedLogits] = field(default_factory=dict)
+
+    def fill(self, heads: slice, rows: Rows, memory: Tensor) -> tuple[Tensor, Seen]:
+        """The logits (g, hh, r, m) of some heads and queries, in the memory given, and what the queries see."""
+        g, hh, m = self.sets.stop - self.sets.start, heads.stop - heads.start, self.logits.shape[3]
+        r = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        block = memory[: g * hh * r * m].view(g, hh, r, m)
+        self.prepared(heads).fill(rows, block)
+        return block, self._seen(heads, rows, block)
+
+    def prepared(self, heads: slice) -> PreparedLogits:
+        """The keys of some heads, centred; kept for the next block if those of all heads together are small."""
+        if heads.start in self._prepared:
+            return self._prepared[heads.start]
+        prepared = self.logits.prepare(self.sets, heads, self.dtype, centred=True)
+        size = 0 if prepared.key is None else prepared.key.numel() * prepared.key.element_size()
+        if size * len(self.heads) <= KEY_BYTES:
+            self._prepared[heads.start] = prepared
+        return prepared
+
+    def _seen(self, heads: slice, rows: Rows, block: Tensor) -> Seen:
+        support = None
+        if self.masked and self.logits.given is not None:
+            support = block != -torch.inf
+        elif self.masked:
+            assert self.logits.mask is not None
+            support = self.logits.mask.support(self.sets, heads, rows, block.shape[-1], block.device)
+        if support is None:
+            return Seen(None, wide(block.new_full((1,), block.shape[-1])))
+        return Seen(support.to(block.dtype), wide(support.sum(-1)))
+
+
+class HeadMean:
+    """The sum over heads of a block's rows w_i/z_i, (g, r, m), added up in the memory given.
+
+    It is the mean over the heads that see any key, but for a factor by row, which changes none of the statistics.
+    """
+
+    def __init__(self, memory: Tensor) -> None:
+        self._memory = memory
+        self._started = False
+        self._support: Tensor | None = None
+        self._shape = (0, 0, 0)
+
+    def add(self, weights: Tensor, mass: Tensor, seen: Seen) -> None:
+        """Add the weights w_ij of some heads (g, hh, r, m) with their sums z_i (g, hh, r)."""
+        g, hh, r, m = weights.shape
+        self._shape = (g, r, m)
+        inverse = torch.where(seen.present, 1 / mass, 0.0)
+        rows = self._memory[: g * r * m].view(g, r, m)
+        for image in range(g):
+            if hh == 1:
+                factor = inverse[image, 0].unsqueeze(-1)
+                if self._started:
+                    rows[image].addcmul_(weights[image, 0], factor)
+                else:
+                    torch.mul(weights[image, 0], factor, out=rows[image])
+            else:
+                by_query = inverse[image].mT.contiguous().unsqueeze(1)
+                rows[image].unsqueeze(1).baddbmm_(
+                    by_query, weights[image].transpose(0, 1), beta=1 if self._started else 0
+                )
+        self._started = True
+        if seen.support is not None:
+            union = seen.support.amax(1)
+            self._support = union if self._support is None else self._support.maximum(union)
+
+    def finish(self) -> tuple[Tensor, Seen]:
+        """The rows, and the union of what the heads see."""
+        g, r, m = self._shape
+        rows = self._memory[: g * r * m].view(g, r, m)
+        count = wide(rows.new_full((1,), m)) if self._support is None else wide(self._support).sum(-1)
+        return rows, Seen(self._support, count)
 
 
 def _longest(ranges: list[slice]) -> int:

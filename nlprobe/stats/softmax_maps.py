@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nlprobe.errors import NlprobeError
+from nlprobe.stats.logit_blocks import logits_kernel, require_usable
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.results import MapStatistics
 from nlprobe.stats.softmax_blocks import Found, hides
 from nlprobe.stats.softmax_shifted import shifted_statistics
-from nlprobe.stats.streaming import kernel, require_finite
+from nlprobe.stats.streaming import kernel
 
 EVEN_BELOW = 1e-3
 """N·M·`shared`·mean_i |S_i|·‖c_i‖² under which the rounding of float32 weights, which N·M of them average out, shows in
@@ -32,6 +33,7 @@ _NO_VARIATION = 1e-26
 """mean_i |S_i|·‖c_i‖² in float64 that is nothing but rounding."""
 
 
+@logits_kernel
 def softmax_statistics(
     logits: Logits,
     *,
@@ -59,10 +61,9 @@ def softmax_statistics(
         The statistics of each set and head, (s, h); those of each set's head-averaged map, (s,), or None.
 
     Raises:
-        NlprobeError: queries, keys or given logits hold NaN or infinity, or the logits overflow.
+        NlprobeError: queries or keys hold NaN or infinity, bias or given logits NaN or +∞, or the logits overflow.
     """
-    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        found, mean = _measured(logits, precision, distance_only, average)
+    found, mean = _measured(logits, precision, distance_only, average)
     return _statistics(found), None if mean is None else _statistics(mean)
 
 
@@ -106,13 +107,13 @@ def _measured(logits: Logits, precision: str, distance_only: bool, average: bool
         mean_wanted = None if mean is None else ~_trustworthy(mean, n, m, masked, distance_only)
         if bool(wanted.any()) or (mean_wanted is not None and bool(mean_wanted.any())):
             if not bool(_finite(found, n).all()):
-                _require_finite(logits)
+                require_usable(logits)
             again, mean_again = shifted_statistics(logits, masked, torch.float64, distance_only, wanted, mean_wanted)
             found = found.replaced(wanted, again)
             if mean is not None and mean_again is not None and mean_wanted is not None:
                 mean = mean.replaced(mean_wanted, mean_again)
     if not bool(_finite(found, n).all()):
-        _require_finite(logits)
+        require_usable(logits)
         raise NlprobeError("the logits of `query` and `key` overflow", "scale them down")
     return found, mean
 
@@ -131,15 +132,6 @@ def _trustworthy(found: Found, n: int, m: int, masked: bool, distance_only: bool
     even = MASKED_EVEN_BELOW if masked else max(EVEN_BELOW / (n * m), 1e-9)
     peaked = found.entropy * math.log(max(m, 2)) < PEAKED_BELOW / math.sqrt(n) * found.reach.clamp_min(1)
     return finite & (found.variation * shared >= even) & (n * shared >= OPPOSED_BELOW) & ~peaked
-
-
-def _require_finite(logits: Logits) -> None:
-    if logits.given is not None:
-        require_finite(given=logits.given.masked_fill(logits.given == -math.inf, 0))
-    else:
-        assert logits.query is not None
-        assert logits.key is not None
-        require_finite(query=logits.query, key=logits.key)
 
 
 def _statistics(found: Found) -> MapStatistics:

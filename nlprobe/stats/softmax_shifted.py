@@ -1,14 +1,14 @@
 """Softmax maps by way of residuals: small differences between rows, and within them, keep their digits."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nlprobe.stats.logits import Logits, PreparedLogits
+from nlprobe.stats.logits import Logits
 from nlprobe.stats.masks import Rows
-from nlprobe.stats.softmax_blocks import Found, Seen, layout, seen
+from nlprobe.stats.softmax_blocks import Found, HeadGroups, HeadMean, Seen, layout
 from nlprobe.stats.streaming import block_elements, wide
 
 SHIFT_ROWS = 32
@@ -16,12 +16,6 @@ SHIFT_ROWS = 32
 
 MOST_ELEMENTS = 1 << 21
 """Float32 numbers in a block of rows: larger ones lose nothing in the cache but more in memory (8 MiB, three times)."""
-
-LEAST_ROWS = 64
-"""Rows of one head in a block, whatever their length: fewer make poor products."""
-
-KEY_BYTES = 1 << 24
-"""Size of the keys of several heads that are kept for all blocks of queries; more are laid out anew for each block."""
 
 LOWEST_LOGIT = {torch.float32: -40.0, torch.float64: -700.0}
 """Logit below a row's largest at which a weight is taken for 0: it adds less than rounding, and its square, or itself,
@@ -53,7 +47,7 @@ def shifted_statistics(
     """
     s, h, _, m = logits.shape
     room = min(8 * block_elements(logits.device), MOST_ELEMENTS) * 4 // dtype.itemsize
-    plan = layout(logits.shape, room, LEAST_ROWS)
+    plan = layout(logits.shape, room)
     g, hh, r = plan.largest
     buffers = torch.empty(3, g * hh * r * m, dtype=dtype, device=logits.device)
     found, means = Found.unknown((s, h), logits.device), Found.unknown((s,), logits.device)
@@ -62,8 +56,8 @@ def shifted_statistics(
         heads = [span for span in plan.heads if with_mean or bool(wanted[sets, span].any())]
         if not heads:
             continue
-        group = _Group(logits, sets, heads, masked, buffers)
-        parts, mean = group.measure(plan.rows, distance_only, with_mean)
+        walk = _Walk(HeadGroups(logits, sets, heads, masked, dtype), buffers)
+        parts, mean = walk.measure(plan.rows, distance_only, with_mean)
         for span, part in zip(heads, parts, strict=True):
             found.put((sets, span), part)
         if mean is not None:
@@ -71,16 +65,12 @@ def shifted_statistics(
     return found, None if average is None else means
 
 
-@dataclass
-class _Group:
-    """Some sets with some of their heads."""
+@dataclass(frozen=True)
+class _Walk:
+    """The passes over some sets and heads, with memory for three blocks."""
 
-    logits: Logits
-    sets: slice
-    heads: list[slice]
-    masked: bool
+    groups: HeadGroups
     buffers: Tensor
-    prepared: dict[int, PreparedLogits] = field(default_factory=dict)
 
     def measure(self, rows: list[slice], distance_only: bool, average: bool) -> tuple[list[Found], Found | None]:
         """The statistics of the groups of heads, and of the mean over all of them."""
@@ -88,53 +78,42 @@ class _Group:
         sums = [_Sums(shift, distance_only) for shift in shifts]
         mean_sums = _Sums(mean_shift, distance_only)
         for span in rows:
-            mean = _Mean(self.buffers[2])
-            for heads, head_sums in zip(self.heads, sums, strict=True):
+            mean = HeadMean(self.buffers[2])
+            for heads, head_sums in zip(self.groups.heads, sums, strict=True):
                 block = self._weights(heads, span)
-                entropy = None if distance_only else block.entropy()
                 if average:
-                    mean.add(block)
-                head_sums.add(block, entropy)
+                    mean.add(block.weights, block.mass, block.seen)
+                head_sums.add(block)
             if average:
-                block = mean.block(self.buffers)
-                mean_sums.add(block, None if distance_only else block.entropy())
+                mean_sums.add(self._mean_block(mean))
         return [head_sums.found() for head_sums in sums], mean_sums.found() if average else None
 
     def _shifts(self, step: int, average: bool) -> tuple[list[Tensor], Tensor]:
         """The mean direction t of a few rows: for each group of heads (g, hh, m), and of their mean (g, m)."""
-        n = self.logits.shape[2]
-        count = min(n, max(4, min(SHIFT_ROWS, n // 64)), step)
-        sample = torch.linspace(0, n - 1, count, device=self.logits.device).long()
-        shifts, mean = [], _Mean(self.buffers[2])
-        for heads in self.heads:
+        n, device = self.groups.logits.shape[2], self.buffers.device
+        sample = torch.linspace(0, n - 1, min(n, max(4, min(SHIFT_ROWS, n // 64)), step), device=device).long()
+        shifts, mean = [], HeadMean(self.buffers[2])
+        for heads in self.groups.heads:
             block = self._weights(heads, sample)
             if average:
-                mean.add(block)
+                mean.add(block.weights, block.mass, block.seen)
             shifts.append(block.direction())
-        return shifts, mean.block(self.buffers).direction() if average else shifts[0]
+        return shifts, self._mean_block(mean).direction() if average else shifts[0]
 
     def _weights(self, heads: slice, rows: Rows) -> "_Block":
-        g, hh, m = self.sets.stop - self.sets.start, heads.stop - heads.start, self.logits.shape[3]
-        r = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-        deviations, weights = (buffer[: g * hh * r * m].view(g, hh, r, m) for buffer in self.buffers[:2])
-        self._prepared(heads).fill(rows, deviations)
-        sight = seen(self.logits, self.sets, heads, rows, deviations, self.masked)
+        deviations, seen = self.groups.fill(heads, rows, self.buffers[0])
         largest = deviations.amax(-1, keepdim=True)
-        if self.masked:
-            largest = torch.where(sight.present.unsqueeze(-1), largest, 0.0)
+        if self.groups.masked:
+            largest = torch.where(seen.present.unsqueeze(-1), largest, 0.0)
         deviations.sub_(largest)
         torch.threshold_(deviations, LOWEST_LOGIT[deviations.dtype], -math.inf)
-        torch.exp(deviations, out=weights)
-        return _Block(deviations, weights, weights.sum(-1), sight, largest.abs_().amax((-2, -1)))
+        weights = torch.exp(deviations, out=self.buffers[1, : deviations.numel()].view_as(deviations))
+        return _Block(deviations, weights, weights.sum(-1), seen, largest.abs_().amax((-2, -1)))
 
-    def _prepared(self, heads: slice) -> PreparedLogits:
-        if heads.start in self.prepared:
-            return self.prepared[heads.start]
-        prepared = self.logits.prepare(self.sets, heads, self.buffers.dtype, centred=True)
-        size = 0 if prepared.key is None else prepared.key.numel() * prepared.key.element_size()
-        if size * len(self.heads) <= KEY_BYTES:
-            self.prepared[heads.start] = prepared
-        return prepared
+    def _mean_block(self, mean: HeadMean) -> "_Block":
+        rows, seen = mean.finish()
+        logarithms = torch.log(rows, out=self.buffers[0, : rows.numel()].view_as(rows))
+        return _Block(logarithms, rows, rows.sum(-1), seen, rows.new_zeros(len(rows)))
 
 
 @dataclass(frozen=True)
@@ -167,38 +146,6 @@ class _Block:
         return wide(torch.nn.functional.normalize(self.weights, dim=-1)).mean(-2).to(self.weights.dtype)
 
 
-class _Mean:
-    """The mean of a block's rows over the heads that see any key, (g, r, m), added up in the memory given."""
-
-    def __init__(self, memory: Tensor) -> None:
-        self.memory = memory
-        self.rows: Tensor | None = None
-        self.support: Tensor | None = None
-        self.contributing: Tensor | float = 0.0
-
-    def add(self, block: _Block) -> None:
-        """Add some heads; spends the block's deviations."""
-        inverse = torch.where(block.seen.present, 1 / block.mass, 0.0)
-        part = torch.mul(block.weights, inverse.unsqueeze(-1), out=block.deviations)
-        g, hh, r, m = part.shape
-        rows = self.memory[: g * r * m].view(g, r, m)
-        self.rows = torch.sum(part, 1, out=rows) if self.rows is None else rows.add_(part.sum(1))
-        self.contributing = self.contributing + block.seen.present.to(part.dtype).expand(g, hh, -1).sum(1)
-        if block.seen.support is not None:
-            union = block.seen.support.amax(1)
-            self.support = union if self.support is None else self.support.maximum(union)
-
-    def block(self, buffers: Tensor) -> _Block:
-        """The rows as a block of their own, with their logarithms."""
-        assert self.rows is not None
-        assert isinstance(self.contributing, Tensor)
-        m = self.rows.shape[-1]
-        rows = self.rows.div_(self.contributing.clamp_min(1).unsqueeze(-1))
-        logarithms = torch.log(rows, out=buffers[0, : rows.numel()].view_as(rows))
-        count = wide(rows.new_full((1,), m)) if self.support is None else wide(self.support).sum(-1)
-        return _Block(logarithms, rows, rows.sum(-1), Seen(self.support, count), rows.new_zeros(len(rows)))
-
-
 class _Sums:
     """Sums over the rows of maps with the shape `batch`, in float64."""
 
@@ -211,7 +158,7 @@ class _Sums:
         self.drift = wide(torch.zeros_like(shift)).unsqueeze(-2)
         self.uneven = torch.zeros_like(self.drift)
 
-    def add(self, block: _Block, entropy: Tensor | None) -> None:
+    def add(self, block: _Block) -> None:
         """Add a block of rows, which is spent."""
         weights, sight = block.weights, block.seen
         present = sight.present.expand(block.mass.shape)
@@ -220,17 +167,17 @@ class _Sums:
         self.reach = self.reach.maximum(block.reach)
         norm = torch.linalg.vector_norm(weights, dim=-1)
         inverse = torch.where(present, 1 / norm, 0.0)
-        if entropy is not None:
-            self._add_shape(block, norm, present, entropy)
+        if not self.distance_only:
+            self._add_shape(block, norm, present)
         residual = weights.addcmul_(norm.unsqueeze(-1), self.shift.unsqueeze(-2), value=-1)
         self.drift += inverse.unsqueeze(-2) @ residual
         self.squares += wide(torch.linalg.vector_norm(residual, dim=-1) * inverse).square().sum(-1)
 
-    def _add_shape(self, block: _Block, norm: Tensor, present: Tensor, entropy: Tensor) -> None:
+    def _add_shape(self, block: _Block, norm: Tensor, present: Tensor) -> None:
         sight, count = block.seen, block.seen.count
         several = (count > 1).expand(present.shape)
         self.entropies += several.sum(-1)
-        self.entropy += torch.where(several, entropy / count.log(), 0.0).sum(-1)
+        self.entropy += torch.where(several, block.entropy() / count.log(), 0.0).sum(-1)
         self.n_eff += torch.where(present, (wide(block.mass) / wide(norm)).square(), 0.0).sum(-1)
         inverse = torch.where(present, 1 / block.mass, 0.0)
         even = (block.mass / count.clamp_min(1).to(block.mass.dtype)).unsqueeze(-1)

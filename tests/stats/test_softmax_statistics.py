@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nlprobe.errors import NlprobeError
-from nlprobe.stats import MapStatistics, softmax_shifted
+from nlprobe.stats import MapStatistics, softmax_blocks, softmax_shifted
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.masks import Mask
 from nlprobe.stats.softmax_maps import softmax_statistics
@@ -144,8 +144,8 @@ def test_even_and_peaked_maps_agree_under_masks(name: str, size: float) -> None:
 @pytest.mark.parametrize("most", [1, 3000, 40000])
 def test_the_size_of_the_blocks_changes_nothing(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(softmax_shifted, "MOST_ELEMENTS", most)
-    monkeypatch.setattr(softmax_shifted, "LEAST_ROWS", 3)
-    monkeypatch.setattr(softmax_shifted, "KEY_BYTES", most)
+    monkeypatch.setattr(softmax_blocks, "LEAST_ROWS", 3)
+    monkeypatch.setattr(softmax_blocks, "KEY_BYTES", most)
     check(Logits(*product(3), 0.5, masks()[name]))
 
 
