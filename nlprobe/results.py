@@ -91,9 +91,10 @@ def versions(packages: Collection[str] = ()) -> dict[str, str]:
 def not_measured(
     measured: Sequence[Measured], quantities: Collection[str], metrics: Collection[str], skipped: Sequence[str]
 ) -> list[str]:
-    """In words: quantities and metrics that a site does not have, or that nobody asked for; unreadable images."""
+    """In words: what nobody asked for, what sites do not have or could not show, and images that were unreadable."""
     sentences = [f"{quantity}: not asked for" for quantity in QUANTITIES if quantity not in quantities]
     for one in measured:
+        sentences += [f"{one.label} {audit.site}: {reason}" for audit in one.audit for reason in audit.not_counted]
         for site in one.sites:
             kind = site.settings.get("instantiation", site.block)
             sentences += [

@@ -107,7 +107,7 @@ def _tell(one: Named) -> None:
         say(f"metrics: {', '.join(f'{key} {value:.4g}' for key, value in (metadata.get('metrics') or {}).items())}")
     else:
         say(f"network: {one.network.source}")
-        say(f"weights: {one.network.weights}")
+        say(str(one.network.weights))
     if one.network.pictures is not None:
         say(f"preprocessing: {one.network.pictures.description}")
     if one.network.texts is not None:

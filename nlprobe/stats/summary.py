@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nlprobe.stats.intervals import Estimate, bootstrap_mean
-from nlprobe.stats.records import ACCOMPANYING, AVERAGED_HEAD, BASE_POSITIONS, QUANTITIES
+from nlprobe.stats.records import ACCOMPANYING, AVERAGED_HEAD, BASE_POSITIONS, METRIC_COLUMNS, QUANTITIES
 
 UNDEFINED_AT_TIMES = ("shared", "mean_map_error")
 """Columns that always apply where they stand: without a value they are undefined, and not absent."""
@@ -126,8 +126,10 @@ def summarise(
         positions: As for `at_positions`.
         head: Summarise this head alone ("avg": the head-averaged map); by default the mean over heads.
     """
-    frame = at_positions(frame, positions)
     frame = frame[frame["head"] == head] if head else frame[frame["head"] != AVERAGED_HEAD]
+    # The metrics know by themselves what to do with prefix tokens, and stand in the records of all positions.
+    metrics = at_positions(frame) if positions == "no_prefix" else None
+    frame = at_positions(frame, positions)
     quantities: dict[str, Estimate] = {}
     columns: dict[str, Estimate] = {}
     for quantity in QUANTITIES:
@@ -138,10 +140,13 @@ def summarise(
         fixed = bool(rows["by_construction"].all())
         quantities[quantity] = Estimate(estimate.mean, estimate.low, estimate.high, estimate.n, fixed)
         for column in ACCOMPANYING[quantity]:
-            if rows[column].isna().all() and (fixed or column not in UNDEFINED_AT_TIMES):
+            source = rows
+            if metrics is not None and column in METRIC_COLUMNS:
+                source = metrics[metrics["quantity"] == quantity]
+            if source[column].isna().all() and (fixed or column not in UNDEFINED_AT_TIMES):
                 continue
             name = f"centred_{quantity}" if column == "centred_dist" else column
-            columns[name] = bootstrap_mean(_by_image(rows, column).to_numpy(), seed=seed)
+            columns[name] = bootstrap_mean(_by_image(source, column).to_numpy(), seed=seed)
     sites = frame["site"].unique()
     maps = frame[frame["quantity"].isin(("prod", "att"))]
     sizes = maps if not maps.empty else frame

@@ -101,6 +101,14 @@ def test_positions_that_nobody_asked_for_are_left_out() -> None:
     assert (alone.site, alone.n_queries) == ("layer3", (2, 2))
 
 
+def test_metrics_are_there_without_prefix_tokens_too() -> None:
+    frame = to_frame(
+        [record("a", "att", 0.1, jsd=0.5, entropy=0.9), record("a", "att", 0.3, positions="no_prefix", entropy=0.7)]
+    )
+    columns = summarise(frame, model="m", positions="no_prefix").columns
+    assert (columns["jsd"].mean, columns["entropy"].mean) == (0.5, 0.7)
+
+
 def test_where_nothing_is_over_the_chosen_positions_nothing_is_summarised() -> None:
     frame = to_frame([record("a", "att", 0.1)])
     assert at_positions(frame, "rectangle").empty
