@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from nlprobe.errors import CaptureError, ConfigError
 from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture, Deliver, PairwiseCapture
 from nlprobe.probe.audit import SiteAudit, check
-from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_adapter
+from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_adapter, shielded
 from nlprobe.probe.energy import DataSetMoments
 from nlprobe.probe.measure import Measurement, Moments, Precision, Wanted, measure, refuse_unknown
 from nlprobe.probe.positions import ImageBatch, prefix_tokens
@@ -93,6 +93,10 @@ class Probe:
             if compiled(self._model) or "torch._dynamo" in sys.modules:
                 # compiled code calls no hooks; under this stance torch runs what it was compiled from
                 self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
+            for module in self._model.modules():
+                if isinstance(module, nn.TransformerEncoder):
+                    # watched from its start, it does not turn padded batches into nested tensors
+                    self._handles += shielded(module, self._watch)
             for site in self.sites:
                 self._handles += site.adapter.attach(site.module, self._receiver(site), self._watch)
             if not self._searched:

@@ -61,7 +61,7 @@ class Discovery:
                 self._handles += searcher.attach(module, self._receiver(path, module), watch)
         for site in sites:
             if not isinstance(site.adapter, AttentionModule):
-                self._handles += _shielded(site.module, watch)
+                self._handles += shielded(site.module, watch)
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -80,8 +80,8 @@ class Discovery:
         return receive
 
 
-def _shielded(module: nn.Module, watch: Watch) -> list[RemovableHandle]:
-    """Keep what a known site computes inside from being taken for its parent's."""
+def shielded(module: nn.Module, watch: Watch) -> list[RemovableHandle]:
+    """Watch a module without taking anything from it: what it computes itself is not noted for its parent either."""
     frames: list[Frame] = []
 
     def begin(*_: Any) -> None:

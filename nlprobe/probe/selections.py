@@ -30,7 +30,7 @@ class Selection:
 
     positions: str
     base: bool
-    queries: tuple[Rows | None, ...] = (None,)
+    queries: tuple[slice | Tensor | None, ...] = (None,)
     lengths: tuple[int, ...] = (0,)
     keys: slice | None = None
 

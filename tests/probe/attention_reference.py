@@ -1,4 +1,4 @@
-"""What a probe must report of an attention module, by brute force in float64 from tensors that the library itself gave."""
+"""What a probe must report of an attention module, by brute force in float64 from the library's own tensors."""
 
 import math
 

@@ -138,7 +138,13 @@ class AttentionModule:
         x, out = self.ends(module, args, kwargs, result, call)
         if len(products) > 1:
             x, out = None, None
-        return [self.capture(module, product, x, out, several=len(products) > 1) for product in products]
+        crossed = self.crosses(module, args, kwargs)
+        found = [self.capture(module, product, x, out, several=len(products) > 1) for product in products]
+        return [replace(one, self_attention=not crossed and one.n_queries == one.n_keys) for one in found]
+
+    def crosses(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the keys of this call come from another input than the queries."""
+        return self.cross
 
     def ends(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
@@ -196,16 +202,11 @@ class AttentionModule:
             mask=mask_of(product, heads, self.hidden_below),
             given=given,
             windows=self.windows,
-            self_attention=self.self_attention(module, n, value.shape[2]),
             dropout=product.dropout,
             residual=self.residual,
             not_counted=tuple(missing),
         )
         return replace(captured, errors=lambda: self.errors(module, captured))
-
-    def self_attention(self, module: nn.Module, n_queries: int, n_keys: int) -> bool:
-        """Whether query i and key i are the same position: with `cross`, never; else where there are as many."""
-        return not self.cross and n_queries == n_keys
 
     def errors(self, module: nn.Module, capture: PairwiseCapture) -> dict[str, float]:
         """W_o·A·V + b against the output, where the projection takes A·V straight to it."""

@@ -36,6 +36,11 @@ class MultiheadAttention(AttentionModule):
         layout = "n c" if x.dim() == 2 else "b n c" if module.batch_first else "n b c"
         return as_rows(x, layout), as_rows(out, layout)
 
+    def crosses(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether `key` is another tensor than `query`."""
+        query = args[0] if args else kwargs["query"]
+        return query is not (args[1] if len(args) > 1 else kwargs["key"])
+
     def errors(self, module: nn.Module, capture: PairwiseCapture) -> dict[str, float]:
         """W_o·A·V + b against the output."""
         assert isinstance(module, nn.MultiheadAttention)
