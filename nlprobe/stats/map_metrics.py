@@ -25,8 +25,9 @@ METRICS = {
 JSD_ACCEPTED = 0.05
 """Bits; below this the difference of two entropies is taken from float64 maps."""
 
-NO_MASS = 1e-30
-"""A part of a row that is no more than this has lost digits to underflow, or all of itself."""
+LEAST_WEIGHT = 1e-30
+"""Weights under this part of the row's largest are zero in float32: the denormal numbers that they or their products
+would be are computed with many times slower."""
 
 
 @logits_kernel
@@ -42,7 +43,7 @@ def map_metrics(
 
     - `attention_distance`: mean_i Σ_j ω_ij ‖p_i − p_j‖ (Dosovitskiy et al. 2021, appendix D.7, there in pixels), p in
       grid cells. Prefix tokens have no place: they are no queries here, and a row is renormalised over the keys that
-      have one; it is left out where less than 1e-30 of it is on those. Keys on another grid than the queries
+      have one; it is left out where it sees none of those. Keys on another grid than the queries
       (pooled ones) lie at the centres of their cells, in units of the queries' grid. NaN without grids.
     - `prefix_mass`: mean_i Σ_{j < prefix} ω_ij over the queries i ≥ prefix: what class and register tokens (Darcet et
       al. 2024) take. NaN without prefix.
@@ -101,8 +102,15 @@ class _Sums:
         self._seeing, self._entropy, self._others, self._prefix_mass, self._reaching, self._distance = zeros
         self._columns = torch.zeros(s, h, m, dtype=torch.float64, device=logits.device)
 
-    def add(self, at: tuple[slice, slice], rows: slice, weights: Tensor, seen: Tensor) -> None:
-        """Add a block of rows (g, hh, r, m) of the sets and heads `at`; those that see a key are `seen` (g, hh, r)."""
+    def add(self, at: tuple[slice, slice], rows: slice, block: Tensor) -> None:
+        """Add the rows of a block of logits (g, hh, r, m), which is overwritten, of the sets and heads `at`."""
+        others = slice(max(rows.start, self._prefix) - rows.start, rows.stop - rows.start)
+        if "attention_distance" in self._chosen and self._prefix:
+            # by a softmax of their own: a row that is all on the prefix leaves nothing but underflow elsewhere
+            self._add_distance(at, rows, *_softmax(block[..., others, self._prefix :].clone()))
+        weights, seen = _softmax(block)
+        if "attention_distance" in self._chosen and not self._prefix:
+            self._add_distance(at, rows, weights, seen)
         self._seeing[at] += seen.sum(-1)
         if self._chosen & {"sink_mass", "jsd"}:
             self._columns[at] += weights.sum(-2)
@@ -110,17 +118,9 @@ class _Sums:
             # five times as fast as torch.special.entr, and the same: 0 · log(tiny) = 0
             logarithms = weights.clamp_min(torch.finfo(weights.dtype).tiny).log_()
             self._entropy[at] -= torch.linalg.vecdot(weights, logarithms).sum(-1, dtype=torch.float64)
-        first = max(self._prefix - rows.start, 0)
-        if first >= rows.stop - rows.start:
-            return
         if "prefix_mass" in self._chosen:
-            self._others[at] += seen[..., first:].sum(-1)
-            self._prefix_mass[at] += weights[..., first:, : self._prefix].sum((-2, -1), dtype=torch.float64)
-        if "attention_distance" in self._chosen:
-            assert self._placed is not None
-            cells = slice(rows.start + first - self._prefix, rows.stop - self._prefix)
-            apart = self._placed.distances(cells, weights.dtype, weights.device)
-            self._add_distance(at, weights[..., first:, self._prefix :], apart)
+            self._others[at] += seen[..., others].sum(-1)
+            self._prefix_mass[at] += weights[..., others, : self._prefix].sum((-2, -1), dtype=torch.float64)
 
     def results(self) -> dict[str, Tensor]:
         """The metrics that were asked for."""
@@ -134,24 +134,31 @@ class _Sums:
         }
         return {name: value for name, value in found.items() if name in self._chosen}
 
-    def _add_distance(self, at: tuple[slice, slice], weights: Tensor, apart: Tensor) -> None:
-        mass = weights.sum(-1)
-        means = torch.linalg.vecdot(weights, apart) / mass
-        self._reaching[at] += (mass > NO_MASS).sum(-1)
-        self._distance[at] += means.masked_fill_(mass <= NO_MASS, 0).sum(-1, dtype=torch.float64)
+    def _add_distance(self, at: tuple[slice, slice], rows: slice, weights: Tensor, seen: Tensor) -> None:
+        """Add the last of the queries `rows`, those that have a place, by their weights on keys that have one."""
+        assert self._placed is not None
+        stop = rows.stop - self._prefix
+        apart = self._placed.distances(slice(stop - weights.shape[-2], stop), weights.dtype, weights.device)
+        self._reaching[at] += seen.sum(-1)
+        self._distance[at] += torch.linalg.vecdot(weights, apart).sum(-1, dtype=torch.float64)
 
 
 def _stream(logits: Logits, chosen: set[str], placed: PlacedGrids | None, prefix: int, dtype: torch.dtype) -> _Sums:
     sums = _Sums(logits, chosen, placed, prefix)
     for sets, heads, rows, block in logit_blocks(logits, dtype, centred=True):
-        sums.add((sets, heads), rows, *_softmax(block))
+        sums.add((sets, heads), rows, block)
     return sums
 
 
 def _softmax(block: Tensor) -> tuple[Tensor, Tensor]:
     """The weights, in place, and which rows see a key; the others are zero."""
+    if not block.numel():
+        return block, block.new_zeros(block.shape[:-1], dtype=torch.bool)
     top = block.amax(-1, keepdim=True)
-    weights = block.sub_(top.clamp_min(torch.finfo(block.dtype).min)).exp_()
+    block.sub_(top.clamp_min(torch.finfo(block.dtype).min))
+    if block.dtype == torch.float32:
+        torch.threshold_(block, math.log(LEAST_WEIGHT), -torch.inf)
+    weights = block.exp_()
     # 1 or more where a key is seen: that of the largest logit
     return weights.div_(weights.sum(-1, keepdim=True).clamp_min_(1)), top.squeeze(-1) > -torch.inf
 
