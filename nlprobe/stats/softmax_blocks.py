@@ -1,6 +1,7 @@
 """How the blocks of softmax maps are laid out, which keys their queries see, and what is found about the maps."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -210,3 +211,47 @@ class HeadMean:
 
 def _longest(ranges: list[slice]) -> int:
     return max((part.stop - part.start for part in ranges), default=1)
+
+
+Measure = Callable[[HeadGroups, list[slice], Tensor, bool], tuple[list[Found], Found | None]]
+"""Takes some sets and heads, ranges of queries, memory for three blocks, and whether the mean over heads is wanted."""
+
+
+def by_groups(
+    logits: Logits,
+    masked: bool,
+    room: int,
+    wanted: Tensor,
+    average: Tensor | None,
+    dtype: torch.dtype,
+    measure: Measure,
+) -> tuple[Found, Found | None]:
+    """Walk over the sets and heads that are wanted, in groups whose blocks have at most `room` numbers.
+
+    Args:
+        logits: The logits.
+        masked: Whether any key is hidden from any query.
+        room: Numbers in a block.
+        wanted: Which maps, (s, h).
+        average: Of which sets the mean over the heads, (s,); None for no means.
+        dtype: Of products and weights.
+        measure: What is done with each group of sets.
+
+    Returns:
+        What is found of each set and head, (s, h), and of the sets' means, (s,); NaN where it is not wanted.
+    """
+    s, h, _, m = logits.shape
+    plan = layout(logits.shape, room)
+    buffers = torch.empty(3, math.prod(plan.largest) * m, dtype=dtype, device=logits.device)
+    found, means = Found.unknown((s, h), logits.device), Found.unknown((s,), logits.device)
+    for sets in plan.sets:
+        with_mean = average is not None and bool(average[sets].any())
+        heads = [span for span in plan.heads if with_mean or bool(wanted[sets, span].any())]
+        if not heads:
+            continue
+        parts, mean = measure(HeadGroups(logits, sets, heads, masked, dtype), plan.rows, buffers, with_mean)
+        for span, part in zip(heads, parts, strict=True):
+            found.put((sets, span), part)
+        if mean is not None:
+            means.put((sets,), mean)
+    return found, None if average is None else means

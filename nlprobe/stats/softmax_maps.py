@@ -1,6 +1,9 @@
 """Statistics of softmax attention maps, streamed over blocks of queries: no N×M matrix is ever held."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,22 +15,15 @@ from nlprobe.stats.logit_blocks import logits_kernel, require_usable
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.results import MapStatistics
 from nlprobe.stats.softmax_blocks import Found, hides
+from nlprobe.stats.softmax_direct import direct_statistics
 from nlprobe.stats.softmax_shifted import shifted_statistics
+from nlprobe.stats.softmax_trust import Trust
 from nlprobe.stats.streaming import kernel
 
-EVEN_BELOW = 1e-3
-"""N·M·`shared`·mean_i |S_i|·‖c_i‖² under which the rounding of float32 weights, which N·M of them average out, shows in
-the energy of c and of its mean: the rounding is 6e-8 of a weight, the promise 1e-5."""
+SAMPLED_FROM = 1024
+"""Queries from which on a look at a few rows, to choose the way, costs less than a way that does not lead there."""
 
-MASKED_EVEN_BELOW = 1e-4
-"""The same without N·M, where queries that see few keys may hold most of the energy of c, and nothing averages out."""
-
-OPPOSED_BELOW = 0.05
-"""N·`shared` under which the rows of c, other than by chance, cancel in their mean."""
-
-PEAKED_BELOW = 2e-2
-"""√N times the mean row entropy in nats, relative to the largest logit or 1, under which the rounding of float32 shows:
-the logarithm of a sum that is nearly 1, and the logits' own errors."""
+SAMPLE_ROWS = 32
 
 _NO_VARIATION = 1e-26
 """mean_i |S_i|·‖c_i‖² in float64 that is nothing but rounding."""
@@ -47,9 +43,9 @@ def softmax_statistics(
     The head-averaged map is mean_h ω_i over the heads that see any key; its S_i is the union of theirs.
 
     O(s·h·N·M·d) time; memory of a few blocks of rows and of a copy of some heads' keys. In float32 the distance's error
-    is at most 1e-5·true + 1e-9 and that of the other columns 1e-5 relative: maps so even (`EVEN_BELOW`), so opposed
-    (`OPPOSED_BELOW`) or so peaked (`PEAKED_BELOW`) that these would lose digits, and logits that overflow float32, are
-    redone in float64.
+    is at most 1e-5·true + 1e-9 and that of the other columns 1e-5 relative: each map is measured in few passes
+    (`softmax_direct`), redone by way of residuals (`softmax_shifted`) where these lose digits, and in float64 where
+    float32 does, or overflows (`softmax_trust`).
 
     Args:
         logits: s_ij for s sets of positions and h heads.
@@ -95,43 +91,82 @@ def softmax_map_statistics(
 
 
 def _measured(logits: Logits, precision: str, distance_only: bool, average: bool) -> tuple[Found, Found | None]:
-    s, h, n, m = logits.shape
     masked = hides(logits)
-    wanted = torch.ones(s, h, dtype=torch.bool, device=logits.device)
-    mean_wanted = wanted[:, 0] if average else None
-    double = precision == "float64" or logits.dtype == torch.float64
-    dtype = torch.float64 if double else torch.float32
-    found, mean = shifted_statistics(logits, masked, dtype, distance_only, wanted, mean_wanted)
-    if not double:
-        wanted = ~_trustworthy(found, n, m, masked, distance_only)
-        mean_wanted = None if mean is None else ~_trustworthy(mean, n, m, masked, distance_only)
-        if bool(wanted.any()) or (mean_wanted is not None and bool(mean_wanted.any())):
-            if not bool(_finite(found, n).all()):
-                require_usable(logits)
-            again, mean_again = shifted_statistics(logits, masked, torch.float64, distance_only, wanted, mean_wanted)
-            found = found.replaced(wanted, again)
-            if mean is not None and mean_again is not None and mean_wanted is not None:
-                mean = mean.replaced(mean_wanted, mean_again)
-    if not bool(_finite(found, n).all()):
+    still_open = _Open.everything(logits, average)
+    if precision == "float32" and logits.dtype == torch.float32:
+        trusted = Trust(logits.shape[2], logits.shape[3], masked, distance_only)
+        likely = _likely(logits, masked, trusted, average)
+        still_open.attempt(partial(direct_statistics, logits, masked, distance_only), trusted.direct, likely)
+        shifted = partial(shifted_statistics, logits, masked, torch.float32, distance_only)
+        still_open.attempt(shifted, trusted.shifted)
+    still_open.attempt(partial(shifted_statistics, logits, masked, torch.float64, distance_only), None)
+    found = still_open.found
+    if not bool((torch.isfinite(found.distance) | (found.zero_rows == logits.shape[2])).all()):
         require_usable(logits)
         raise NlprobeError("the logits of `query` and `key` overflow", "scale them down")
-    return found, mean
+    return found, still_open.means if average else None
 
 
-def _finite(found: Found, n_queries: int) -> Tensor:
-    """Whether the distance is a number, or rightly none because all rows are zero."""
-    return torch.isfinite(found.distance) | (found.zero_rows == n_queries)
+@dataclass
+class _Open:
+    """What has been found so far, and which maps are still to be measured.
+
+    Attributes:
+        found: By set and head, (s, h).
+        means: Of the sets' means over the heads, (s,).
+        wanted: Which maps are still open, (s, h).
+        means_wanted: Which means are still open, (s,).
+    """
+
+    found: Found
+    means: Found
+    wanted: Tensor
+    means_wanted: Tensor
+
+    @staticmethod
+    def everything(logits: Logits, average: bool) -> "_Open":
+        """Nothing found, all maps open, and their means if these are asked for."""
+        (s, h), device = logits.shape[:2], logits.device
+        wanted = torch.ones(s, h, dtype=torch.bool, device=device)
+        return _Open(Found.unknown((s, h), device), Found.unknown((s,), device), wanted, wanted[:, 0] & average)
+
+    def attempt(
+        self,
+        measure: Callable[[Tensor, Tensor | None], tuple[Found, Found | None]],
+        trusted: Callable[[Found], Tensor] | None,
+        likely: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Measure open maps, those that are `likely` to be `trusted`, and close those that are."""
+        now, means_now = self.wanted, self.means_wanted
+        if likely is not None:
+            now, means_now = now & likely[0], means_now & likely[1]
+        with_means = bool(means_now.any())
+        if not with_means and not bool(now.any()):
+            return
+        found, means = measure(now, means_now if with_means else None)
+        self.found = self.found.replaced(now, found)
+        if means is not None:
+            self.means = self.means.replaced(means_now, means)
+        if trusted is None:
+            return
+        self.wanted = self.wanted & ~(now & trusted(found))
+        if means is not None:
+            self.means_wanted = self.means_wanted & ~(means_now & trusted(means))
 
 
-def _trustworthy(found: Found, n: int, m: int, masked: bool, distance_only: bool) -> Tensor:
-    """Whether float32 has kept the digits that are promised."""
-    finite = torch.isfinite(found.distance)
-    if distance_only:
-        return finite
-    shared = found.mean_unevenness / found.unevenness
-    even = MASKED_EVEN_BELOW if masked else max(EVEN_BELOW / (n * m), 1e-9)
-    peaked = found.entropy * math.log(max(m, 2)) < PEAKED_BELOW / math.sqrt(n) * found.reach.clamp_min(1)
-    return finite & (found.variation * shared >= even) & (n * shared >= OPPOSED_BELOW) & ~peaked
+def _likely(logits: Logits, masked: bool, trusted: Trust, average: bool) -> tuple[Tensor, Tensor]:
+    """Which maps, and means over heads, the direct way can measure, as far as a few rows tell; all of short ones."""
+    n, m = logits.shape[2:]
+    everything = _Open.everything(logits, average)
+    if n < SAMPLED_FROM:
+        return everything.wanted, everything.means_wanted
+    sample = torch.linspace(0, n - 1, SAMPLE_ROWS, device=logits.device).long()
+    rows = logits.restricted(sample, slice(0, m))
+    found, means = shifted_statistics(
+        rows, masked, torch.float32, trusted.distance_only, everything.wanted, everything.means_wanted
+    )
+    assert means is not None
+    return trusted.rows_differ(found), everything.means_wanted & trusted.rows_differ(means)
 
 
 def _statistics(found: Found) -> MapStatistics:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.masks import Rows
-from nlprobe.stats.softmax_blocks import Found, HeadGroups, HeadMean, Seen, layout
+from nlprobe.stats.softmax_blocks import Found, HeadGroups, HeadMean, Seen, by_groups
 from nlprobe.stats.streaming import block_elements, wide
 
 SHIFT_ROWS = 32
@@ -45,24 +45,14 @@ def shifted_statistics(
     Returns:
         What is found of each set and head, (s, h), and of the sets' means, (s,); NaN where it is not wanted.
     """
-    s, h, _, m = logits.shape
     room = min(8 * block_elements(logits.device), MOST_ELEMENTS) * 4 // dtype.itemsize
-    plan = layout(logits.shape, room)
-    g, hh, r = plan.largest
-    buffers = torch.empty(3, g * hh * r * m, dtype=dtype, device=logits.device)
-    found, means = Found.unknown((s, h), logits.device), Found.unknown((s,), logits.device)
-    for sets in plan.sets:
-        with_mean = average is not None and bool(average[sets].any())
-        heads = [span for span in plan.heads if with_mean or bool(wanted[sets, span].any())]
-        if not heads:
-            continue
-        walk = _Walk(HeadGroups(logits, sets, heads, masked, dtype), buffers)
-        parts, mean = walk.measure(plan.rows, distance_only, with_mean)
-        for span, part in zip(heads, parts, strict=True):
-            found.put((sets, span), part)
-        if mean is not None:
-            means.put((sets,), mean)
-    return found, None if average is None else means
+
+    def measure(
+        groups: HeadGroups, rows: list[slice], buffers: Tensor, average: bool
+    ) -> tuple[list[Found], Found | None]:
+        return _Walk(groups, buffers).measure(rows, distance_only, average)
+
+    return by_groups(logits, masked, room, wanted, average, dtype, measure)
 
 
 @dataclass(frozen=True)
