@@ -246,12 +246,7 @@ class Probe:
                     "call the module that was given to `nlprobe.probe`, or probe the part that you call",
                 )
             audit = self._audits[site.name]
-            images = self._batch.count if isinstance(capture, PairwiseCapture) and capture.windows else capture.sets
-            if images is None or capture.sets % images:
-                raise CaptureError(
-                    f"`{site.name}` has {capture.sets} sets of positions, which are no multiple of the {images} images",
-                    "pass the images as the first tensor of the model's forward call",
-                )
+            images = self._images(capture, site)
             capture = self._placed(capture, site)
             with torch.autocast(capture.device.type, enabled=False):
                 if site.name not in self._audited:
@@ -262,6 +257,25 @@ class Probe:
                 self._take(site, capture, batch)
 
         return receive
+
+    def _images(self, capture: Capture, site: Site) -> int:
+        """How many images the sets of a capture belong to."""
+        count = self._batch.count
+        if not isinstance(capture, PairwiseCapture) or not (capture.windows or site.block == "functional"):
+            return capture.sets
+        if capture.windows and (count is None or capture.sets % count):
+            raise CaptureError(
+                f"`{site.name}` has {capture.sets} windows, which are no multiple of the {count} images of the batch",
+                "pass the images as the first tensor of the model's forward call",
+            )
+        if not capture.windows and count is not None and capture.sets != count and capture.sets % count == 0:
+            raise CaptureError(
+                f"`{site.name}` computes {capture.sets} sets of positions for {count} images, and it is not known whether "
+                "the rest are heads, windows or frames",
+                f"describe it: `adapters=[nlprobe.AttentionModule('name', ({type(site.module).__name__},), heads=..., "
+                "windows=...)]`",
+            )
+        return count if capture.windows and count is not None else capture.sets
 
     def _take(self, site: Site, capture: Capture, batch: SiteBatch) -> None:
         """Reduce a capture to numbers."""

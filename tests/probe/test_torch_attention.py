@@ -161,9 +161,9 @@ def test_the_fast_path_of_the_encoder_is_measured_and_not_skipped(norm_first: bo
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=not norm_first).eval()
     x = images()
     with torch.no_grad():
-        encoder.enable_nested_tensor = False  # a warning of torch's own
+        encoder.use_nested_tensor = False  # a warning of torch's own
         plain = encoder(x, src_key_padding_mask=PADDING)
-        encoder.enable_nested_tensor = not norm_first
+        encoder.use_nested_tensor = not norm_first
         with nlprobe.probe(encoder) as probe:
             found = encoder(x, src_key_padding_mask=PADDING)
             encoder(x, src_key_padding_mask=PADDING)
