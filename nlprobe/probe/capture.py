@@ -270,8 +270,7 @@ class Probe:
             )
         if not capture.windows and count is not None and capture.sets != count and capture.sets % count == 0:
             raise CaptureError(
-                f"`{site.name}` computes {capture.sets} sets of positions for {count} images, and it is not known whether "
-                "the rest are heads, windows or frames",
+                f"`{site.name}` computes {capture.sets} sets for {count} images: heads, windows or frames?",
                 f"describe it: `adapters=[nlprobe.AttentionModule('name', ({type(site.module).__name__},), heads=..., "
                 "windows=...)]`",
             )

@@ -307,10 +307,13 @@ def _written_out(link: _Link, value: Tensor, context: Tensor) -> WrittenOut:
 
 
 def _weighted(link: _Link, map_labels: str, labels: str, out: str, value: Tensor, result: Tensor) -> WrittenOut | None:
-    n, m = map_labels[-2:][::-1] if link.transposed else map_labels[-2:]
+    rows, columns = (-1, -2) if link.transposed else (-2, -1)
     batch = map_labels[:-2]
     widths = [label for label in labels if label not in map_labels]
-    if len(map_labels) < 2 or n in labels or m not in labels or m in out or len(widths) != 1:
+    if len(map_labels) < 2:
+        return None
+    n, m = map_labels[rows], map_labels[columns]
+    if n in labels or m not in labels or m in out or len(widths) != 1:
         return None
     if sorted(out) != sorted(batch + n + widths[0]):
         return None

@@ -172,7 +172,7 @@ def test_logits_of_unknown_origin_are_measured_without_queries_and_keys_and_said
 
 
 def test_heads_in_the_batch_of_an_unknown_class_are_refused_with_the_remedy() -> None:
-    with pytest.raises(CaptureError, match="8 sets of positions for 2 images"):
+    with pytest.raises(CaptureError, match="8 sets for 2 images"):
         run(model_of(in_one_dimension), images())
 
 
