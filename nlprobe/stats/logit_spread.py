@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nlprobe.stats.logit_blocks import logit_blocks, logits_kernel, require_usable
 from nlprobe.stats.logits import Logits
-from nlprobe.stats.streaming import widened
+from nlprobe.stats.streaming import block_elements, spans, widened
 
 LEVEL_RATIO = 1e-4
 """Where the mean square about the row mean is under this part of the mean square of what was added up to get there,
@@ -57,9 +57,16 @@ def _product_level(logits: Logits) -> Tensor | float:
         return 0.0
     assert logits.query is not None
     assert logits.key is not None
-    queries = torch.linalg.vector_norm(widened(logits.query), dim=-1, dtype=torch.float64).square().mean(-1)
-    keys = torch.var(widened(logits.key), dim=-2, correction=0).sum(-1, dtype=torch.float64)
+    queries = torch.linalg.vector_norm(widened(logits.query), dim=-1).double().square().mean(-1)
+    step = block_elements(logits.device) // max(1, logits.key[0].numel())
+    keys = torch.cat([_key_variance(widened(logits.key[sets])) for sets in spans(logits.key.shape[0], step)])
     return logits.scale**2 * queries * keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
+
+
+def _key_variance(key: Tensor) -> Tensor:
+    """mean_j ‖k_j − k̄‖², (s, k)."""
+    deviations = torch.linalg.vector_norm(key - key.mean(-2, keepdim=True), dim=(-2, -1)).double()
+    return deviations.square() / key.shape[-2]
 
 
 def _rows(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -98,7 +98,9 @@ def softmax_apply(logits: Logits, value: Float[Tensor, "s k m dv"]) -> Float[Ten
     group = torch.arange(h, device=value.device) // (h // value.shape[1])
     result = torch.empty(s, h, n, value.shape[-1], dtype=dtype, device=logits.device)
     for sets, heads, rows, block in logit_blocks(logits, dtype):
-        result[sets, heads, rows] = _softmax(block) @ value[sets, group[heads]].to(dtype)
+        if rows.start == 0:
+            values = value[sets, group[heads]].to(dtype)
+        result[sets, heads, rows] = _softmax(block) @ values
     return result
 
 

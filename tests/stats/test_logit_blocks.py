@@ -46,6 +46,12 @@ def test_minus_infinity_hides_a_key_and_is_no_error() -> None:
     logit_blocks.require_usable(Logits(zeros, zeros, mask=Mask(bias=given)))
 
 
+def test_large_numbers_are_no_error_though_their_sum_overflows() -> None:
+    large = torch.full((1, 1, 2, 2), 3e38)
+    logit_blocks.require_usable(Logits(large, large))
+    logit_blocks.require_usable(Logits(*torch.full((2, 1, 1, 2, 2), 6e4, dtype=torch.float16)))
+
+
 @pytest.mark.parametrize("part", ["query", "key", "bias", "given"])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_named_with_its_shape(part: str, number: float) -> None:
