@@ -96,7 +96,9 @@ def _unwrapped(held: Any, path: Path) -> dict[str, Tensor]:
             f"`{path}` holds several state dicts: {', '.join(f'`{key}`' for key in inside)}",
             "save the one that is meant alone",
         )
-    kind = f"a dictionary with {', '.join(f'`{key}`' for key in list(held)[:5])}" if _is_mapping(held) else type(held)
+    kind = type(held).__name__
+    if _is_mapping(held):
+        kind = f"a dictionary with {', '.join(f'`{key}`' for key in list(held)[:5])}"
     raise CheckpointError(f"`{path}` holds no state dict but {kind}", "save the model's state_dict() alone")
 
 
@@ -115,7 +117,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _nearest(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     for name in missing:
-        if close := get_close_matches(name, unexpected, n=1):
+        if close := get_close_matches(name, unexpected, n=1, cutoff=0.8):
             return f"nearest to `{name}` in the file: `{close[0]}`"
     if missing and not unexpected:
         return "the file holds a part of the network only, such as a backbone without its head: get the whole"
