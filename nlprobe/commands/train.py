@@ -1,6 +1,6 @@
 """`nlprobe train`: a model of the zoo, trained by its recipe on a data set."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from nlprobe.commands.options import (
     workers_option,
 )
 from nlprobe.commands.report import result, say, wrote
+from nlprobe.commands.training_curves import TensorBoard, TrainingCurves
+from nlprobe.commands.training_plan import batch, plan
 from nlprobe.commands.training_progress import TrainingProgress
 from nlprobe.data import UnreadableImageError, open_dataset
 from nlprobe.errors import ConfigError
@@ -27,16 +29,18 @@ from nlprobe.files import refuse_existing
 from nlprobe.models import entry
 from nlprobe.results import versions
 from nlprobe.tables import Column, Table
-from nlprobe.training import Engine, Recipe, recipe
+from nlprobe.training import Engine, Observer, Processes, Recipe, recipe
 from nlprobe.training.keeping import Keeper
-from nlprobe.training.recipes import parse_override
+from nlprobe.training.processes import ElsewhereError
+from nlprobe.training.recipes import AMP, parse_override
 from nlprobe.training.run import Run, refuse_incompatible
-from nlprobe.training.state import BEST, FILES, STATE, differences, load_state
+from nlprobe.training.state import BEST, STATE, clear, differences, load_state, remove_partial
 
 # Parameters that a run remembers, beside those of one call such as --out and --format.
 _TAKEN_OVER = (
-    *("model", "data", "val_data", "recipe_name", "epochs", "batch_size", "learning_rate", "overrides"),
-    *("seed", "device", "workers"),
+    *("model", "data", "val_data", "recipe_name", "epochs", "batch_size", "batch_per_process", "learning_rate"),
+    *("scale_lr", "amp", "accumulate", "pretrained", "pretrained_classifier", "overrides"),
+    *("seed", "device", "workers", "save_every", "tensorboard"),
 )
 
 
@@ -49,8 +53,24 @@ _TAKEN_OVER = (
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The run's folder.")
 @click.option("--recipe", "recipe_name", help="How to train; by default the model's own recipe.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training set.")
-@click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Initial learning rate.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Images in a step, over all processes together.")
+@click.option("--batch-per-process", type=click.IntRange(min=1), help="The same for each process, instead.")
+@click.option("--accumulate", type=click.IntRange(min=1), help="Parts in which a process takes its images of a step.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Initial learning rate, for the recipe's own batch size where --scale-lr is given.",
+)
+@click.option(
+    "--scale-lr", is_flag=True, help="Multiply the learning rate by the batch size over the recipe's own batch size."
+)
+@click.option("--amp", type=click.Choice(tuple(AMP)), help="Mixed precision; fp16 with scaled gradients.")
+@click.option(
+    "--pretrained",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Begin with the weights in this file, such as torchvision's; the last layer and inserted blocks begin anew.",
+)
+@click.option("--pretrained-classifier", is_flag=True, help="Take the last layer from that file, too.")
 @click.option(
     "--set",
     "overrides",
@@ -61,6 +81,15 @@ _TAKEN_OVER = (
 @seed_option
 @device_option
 @workers_option
+@click.option(
+    "--save-every",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="STEPS",
+    help="Also keep the state within epochs, for runs that may be killed; 0 keeps it after each epoch.",
+)
+@click.option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard, into the run's folder.")
 @format_option()
 @config_option
 @dry_run_option
@@ -71,61 +100,147 @@ def command(ctx: click.Context, out: Path, format: str, dry_run: bool, force: bo
     """Train a model of the zoo by its recipe.
 
     MODEL is a name of `nlprobe zoo`, such as miniature-imagenet/resnet-nl. After each epoch the folder --out gets
-    `best.safetensors` and `last.safetensors`, `log.csv`, and the state from which --resume goes on. Ctrl-C ends the
-    current step and leaves a run that goes on to the same weights as one that was never stopped. The best epoch goes to
-    stdout.
+    `best.safetensors` and `last.safetensors`, `log.csv`, and the state from which --resume goes on; `curves.*` are its
+    curves. Ctrl-C or SIGTERM ends the current step and leaves a run that goes on to the same weights as one that
+    was never stopped. The best epoch goes to stdout.
+
+    Under `torchrun` the processes share each batch, one GPU each; what they learn is what one process would.
 
     \b
     Examples:
       nlprobe data miniature --out data
       nlprobe train miniature-imagenet/resnet-nl --data data/imagenet --out runs/nl
       nlprobe train --resume --out runs/nl --epochs 30
+      torchrun --nproc-per-node 8 -m nlprobe train imagenet/resnet50-nl --data imagenet --out runs/nl --workers 8
     """
     if resume and force:
         raise ConfigError("`--resume` goes on with a run and `--force` replaces it", "give one of the two")
-    state = load_state(out) if resume else None
+    processes = Processes.of_environment()
+    try:
+        with processes.joined(_device(ctx.params["device"], processes)), processes.watched(lambda: "before training"):
+            _train(ctx, processes, out, format, dry_run=dry_run, force=force, resume=resume)
+    except ElsewhereError as error:
+        # The process that has it says it.
+        raise click.exceptions.Exit(error.exit_code) from error
+
+
+def _train(
+    ctx: click.Context, processes: Processes, out: Path, format: str, *, dry_run: bool, force: bool, resume: bool
+) -> None:
+    """Train, in one of several processes."""
+    state = processes.first(lambda: load_state(out) if resume else None)
     if state:
         _take_over(ctx, state["settings"]["flags"])
     elif not dry_run:
-        _refuse_run(out, force=force)
-    run = _run(ctx)
-    device = resolve_device(ctx.params["device"])
-    changed = differences(state["settings"]["resolved"], run.settings()) if state else {}
-    refuse_incompatible(changed, state["progress"]["step"] if state else 0)
+        processes.first(lambda: _refuse_run(out, force=force))
+    device = _device(ctx.params["device"], processes)
+    started = processes.together(lambda: _Start.of(ctx, processes, device, out, state))
+    engine = started.engine
     if dry_run:
-        result(_plan(run, device, out))
+        if processes.leads:
+            result(started.plan())
         return
 
-    unreadable = _Unreadable()
-    shown = TrainingProgress()
-    kept = {"flags": _flags(ctx), "resolved": run.settings()}
-    keeper = Keeper(out, run.metadata(versions()), kept)
-    engine = run.engine(device, workers=ctx.params["workers"], observers=(keeper, shown), report=unreadable)
-    if state:
-        engine.load_state(state)
-        for key, (then, now) in changed.items():
-            say(f"`{key}` was {then}, is now {now}")
-        at, epochs = engine.progress, run.recipe.epochs
-        if at.epoch < epochs:
-            say(f"going on in epoch {at.epoch + 1} of {epochs}, after step {at.step} of {engine.steps_per_epoch}")
-        else:
-            say(f"the run is complete, with {at.epoch} epochs; --epochs asks for more")
-    else:
-        for name in FILES:
-            (out / name).unlink(missing_ok=True)
-        say(_plan(run, device, out))
-    write_settings(out, ctx)
+    if processes.leads:
+        say("\n".join(started.going_on()) if state else started.plan())
+    processes.first(lambda: remove_partial(out) if state else clear(out))
+    processes.first(lambda: write_settings(out, ctx))
     try:
-        with shown:
+        with started.shown:
             engine.train()
     except KeyboardInterrupt:
         at = engine.progress
-        say(f"stopped in epoch {at.epoch + 1}, after step {at.step}; go on with: nlprobe train --resume --out {out}")
+        if not processes.leads:
+            raise click.exceptions.Exit(130) from None
+        say(f"stopped in epoch {at.epoch + 1}, after step {at.step}; go on with: {_again(processes, out)}")
         raise
     finally:
-        unreadable.summarise()
-    wrote(out / BEST)
-    result(_best(engine, out).render(format))
+        started.unreadable.summarise()
+    if processes.leads:
+        wrote(out / BEST)
+        result(_best(engine, out).render(format))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Everything that a run needs, made and checked, with nothing written yet."""
+
+    run: Run
+    engine: Engine
+    shown: TrainingProgress
+    unreadable: "_Unreadable"
+    own_rate: float
+    out: Path
+    changed: dict[str, tuple[Any, Any]]
+
+    @classmethod
+    def of(
+        cls, ctx: click.Context, processes: Processes, device: torch.device, out: Path, state: dict[str, Any] | None
+    ) -> "_Start":
+        """Make the run that the flags mean, and go to where `state` was taken."""
+        flags = ctx.params
+        run, own_rate = _run(ctx, processes)
+        resolved = {**run.settings(), "processes": processes.count}
+        progress = state["progress"] if state else {}
+        changed = differences(state["settings"]["resolved"], resolved) if state else {}
+        refuse_incompatible(changed, progress.get("step", 0))
+        kept = {"flags": _flags(ctx), "resolved": resolved}
+        keeper = Keeper(out, run.metadata(versions()), kept, save_every=flags["save_every"])
+        shown, unreadable = TrainingProgress(), _Unreadable()
+        observers: list[Observer] = [keeper]
+        if processes.leads:
+            observers += [shown, TrainingCurves(out)]
+        engine = run.engine(
+            device, workers=flags["workers"], observers=observers, report=unreadable, processes=processes
+        )
+        if state:
+            engine.load_state(state)
+        if flags["tensorboard"] and processes.leads:
+            at = engine.progress
+            engine.observers.append(
+                TensorBoard(out / "tensorboard", at.epoch * engine.steps_per_epoch + at.step, len(at.curve))
+            )
+        return cls(run, engine, shown, unreadable, own_rate, out, changed)
+
+    def plan(self) -> str:
+        """The run in a few lines."""
+        return plan(self.run, self.engine.device, self.out, self.engine.processes, self.own_rate)
+
+    def going_on(self) -> list[str]:
+        """Which settings differ from before, and where the run goes on."""
+        at, recipe = self.engine.progress, self.run.recipe
+        lines = [f"`{key}` was {then}, is now {now}" for key, (then, now) in self.changed.items()]
+        lines.append(
+            f"effective batch: {batch(recipe, self.engine.processes)}; learning rate {recipe.optimiser.learning_rate:g}"
+        )
+        if at.epoch < recipe.epochs:
+            steps = self.engine.steps_per_epoch
+            return [*lines, f"going on in epoch {at.epoch + 1} of {recipe.epochs}, after step {at.step} of {steps}"]
+        return [*lines, f"the run is complete, with {at.epoch} epochs; --epochs asks for more"]
+
+
+def _device(name: str, processes: Processes) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        ConfigError: it is not there, or one GPU is named for several processes.
+    """
+    device = resolve_device(name)
+    if processes.count == 1 or device.type != "cuda":
+        return device
+    if device.index is not None and processes.local_count > 1:
+        raise ConfigError(
+            f"`--device {name}` names one GPU for {processes.local_count} processes",
+            "use `--device cuda`: each process takes its own",
+        )
+    return resolve_device(f"cuda:{processes.local_rank}")
+
+
+def _again(processes: Processes, out: Path) -> str:
+    """The command that goes on with the run."""
+    if processes.count == 1:
+        return f"nlprobe train --resume --out {out}"
+    return f"the same torchrun -m nlprobe train --resume --out {out}"
 
 
 def _refuse_run(out: Path, *, force: bool) -> None:
@@ -151,11 +266,11 @@ def _flags(ctx: click.Context) -> dict[str, Any]:
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in flags.items()}
 
 
-def _run(ctx: click.Context) -> Run:
-    """What the flags mean.
+def _run(ctx: click.Context, processes: Processes) -> tuple[Run, float]:
+    """What the flags mean, and the learning rate before it was scaled.
 
     Raises:
-        ConfigError: no model or data; an unknown name.
+        ConfigError: no model or data; an unknown name; flags that exclude each other.
         DataError: the data cannot be trained on.
     """
     flags = ctx.params
@@ -164,7 +279,9 @@ def _run(ctx: click.Context) -> Run:
     if not flags["data"]:
         raise ConfigError("no data are given", "give --data; `nlprobe data miniature --out data` writes a small set")
     chosen = entry(flags["model"])
-    settings = _recipe(chosen.recipe, flags)
+    settings, own_rate = _recipe(chosen.recipe, flags, processes)
+    if flags["pretrained_classifier"] and not flags["pretrained"]:
+        raise ConfigError("`--pretrained-classifier` needs weights to take it from", "give --pretrained")
     training = open_dataset(flags["data"], "train")
     if flags["val_data"]:
         validation = open_dataset(flags["val_data"], "val")
@@ -177,41 +294,31 @@ def _run(ctx: click.Context) -> Run:
         validation = open_dataset(flags["data"], "val")
     classes = len(training.classes or ())
     config = replace(chosen.config, classes=classes) if classes else chosen.config
-    return Run(chosen.name, config, settings, training, validation, flags["seed"])
+    begin = (flags["pretrained"], flags["pretrained_classifier"])
+    return Run(chosen.name, config, settings, training, validation, flags["seed"], *begin), own_rate
 
 
-def _recipe(name: str, flags: dict[str, Any]) -> Recipe:
+def _recipe(name: str, flags: dict[str, Any], processes: Processes) -> tuple[Recipe, float]:
+    """The recipe as the flags change it, and its learning rate before it was scaled."""
+    if flags["batch_size"] and flags["batch_per_process"]:
+        raise ConfigError("`--batch-size` and `--batch-per-process` say the same thing twice", "give one of the two")
     overrides = dict(parse_override(text) for text in flags["overrides"])
     given = {
         "epochs": flags["epochs"],
-        "batch_size": flags["batch_size"],
+        "batch_size": flags["batch_size"] or (flags["batch_per_process"] or 0) * processes.count or None,
+        "accumulate": flags["accumulate"],
+        "amp": flags["amp"],
         "optimiser.learning_rate": flags["learning_rate"],
     }
     overrides |= {key: value for key, value in given.items() if value is not None}
     if "name" in overrides or "task" in overrides:
         raise ConfigError("`name` and `task` of a recipe are not numbers", "choose another recipe with --recipe")
-    return recipe(flags["recipe_name"] or name).override(overrides)
-
-
-def _plan(run: Run, device: torch.device, out: Path) -> str:
-    """The run in a few lines."""
-    recipe, network = run.recipe, run.build()
-    steps = len(run.training) // recipe.batch_size
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    optimiser = recipe.optimiser
-    return "\n".join(
-        [
-            f"model: {run.model}, {parameters:,} parameters; sites: {', '.join(run.config.sites()) or 'none'}",
-            f"data: {run.training.kind} in {run.training.root}, {len(run.training.classes or ())} classes, "
-            f"{len(run.training)} images to train on and {len(run.validation)} to validate on",
-            f"preprocessing: {recipe.preprocessing}",
-            f"recipe: {recipe.name}, {recipe.epochs} epochs of {steps} steps of {recipe.batch_size} images; "
-            f"learning rate {optimiser.learning_rate:g} ({recipe.schedule.kind}), momentum {optimiser.momentum:g}, "
-            f"weight decay {optimiser.weight_decay:g}; seed {run.seed}",
-            f"device: {device}",
-            f"files: {', '.join((*FILES, 'run.toml'))} in {out}",
-        ]
-    )
+    known = recipe(flags["recipe_name"] or name)
+    changed = known.override(overrides)
+    own_rate = changed.optimiser.learning_rate
+    if flags["scale_lr"]:
+        changed = changed.override({"optimiser.learning_rate": own_rate * changed.batch_size / known.batch_size})
+    return changed, own_rate
 
 
 def _best(engine: Engine, out: Path) -> Table:

@@ -10,6 +10,9 @@ from tqdm import tqdm
 from nlprobe.commands.report import SECONDS_BETWEEN_LINES, say
 from nlprobe.training import Engine, Observer
 
+NOTEWORTHY_WAIT = 0.1
+"""Share of an epoch's time spent waiting for data from which on it is mentioned: more `--workers` would help."""
+
 
 class TrainingProgress(Observer):
     """An observer of the engine that writes to stderr; used as a context manager it takes its bar away at the end."""
@@ -40,9 +43,10 @@ class TrainingProgress(Observer):
     def epoch_done(self, engine: Engine, row: Mapping[str, Any], best: bool) -> None:
         """Say what the epoch came to."""
         self._close()
-        scores = f"loss {row['train_loss']:.3f}, top-1 {row['train_top1']:.1%}; validation: "
-        scores += f"loss {row['val_loss']:.3f}, top-1 {row['val_top1']:.1%}{' (best so far)' if best else ''}"
+        scores = f"{_measures(row, 'train_')}; validation: {_measures(row, 'val_')}{' (best so far)' if best else ''}"
         speed = f"; {row['images_per_second']:.0f} images/s" if row["images_per_second"] else ""
+        waited = row["seconds_waiting_for_data"] / max(row["seconds"], 1e-9)
+        speed += f", {waited:.0%} of the time waiting for data" if waited > NOTEWORTHY_WAIT else ""
         say(f"{_epoch(engine, row['epoch'] - 1)}: {scores}{speed}{self._left(engine)}")
         self._spoke = time.monotonic()
 
@@ -57,12 +61,8 @@ class TrainingProgress(Observer):
         self._bar.update(1)
 
     def _numbers(self, engine: Engine) -> str:
-        means = engine.progress.means()
         speed = self._steps * engine.recipe.batch_size / max(time.monotonic() - self._started, 1e-9)
-        return (
-            f"loss {means.get('loss', float('nan')):.3f}, top-1 {means.get('top1', float('nan')):.1%}, "
-            f"{speed:.0f} images/s{self._left(engine)}"
-        )
+        return f"{_measures(engine.progress.means())}, {speed:.0f} images/s{self._left(engine)}"
 
     def _left(self, engine: Engine) -> str:
         """Time left, by the steps of this session with the validations between them."""
@@ -90,6 +90,12 @@ def _new_bar(engine: Engine) -> "tqdm[Any]":
         ascii=not (sys.stderr.encoding or "").lower().startswith("utf"),
         bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}",
     )
+
+
+def _measures(row: Mapping[str, Any], prefix: str = "") -> str:
+    """Losses as they are, scores in per cent."""
+    own = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    return ", ".join(f"{name} {value:{'.3f' if name.startswith('loss') else '.1%'}}" for name, value in own.items())
 
 
 def _epoch(engine: Engine, epoch: int) -> str:

@@ -72,7 +72,7 @@ class Engine:
         observers: Sequence[Observer] = (),
         processes: Processes = ALONE,
     ) -> None:
-        self.task, self.recipe, self.seed, self.device, self.observers = task, recipe, seed, device, observers
+        self.task, self.recipe, self.seed, self.device, self.observers = task, recipe, seed, device, list(observers)
         self.processes = processes
         self._still = freeze(model, recipe.frozen, norms=recipe.batch_norm == "frozen")
         if recipe.batch_norm == "sync" and processes.count > 1:

@@ -15,7 +15,8 @@ STATE = "state.pt"
 LAST = "last.safetensors"
 BEST = "best.safetensors"
 LOG = "log.csv"
-FILES = (STATE, LAST, BEST, LOG)
+CURVES = "curves"
+FILES = (STATE, LAST, BEST, LOG, *(f"{CURVES}.{ending}" for ending in ("csv", "png", "pdf", "svg")))
 
 FORMAT = "nlprobe training state"
 FORMAT_VERSION = 1
@@ -32,6 +33,20 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     torch.save({"format": FORMAT, "format_version": FORMAT_VERSION, **state}, buffer)
     with atomic_path(folder / STATE) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def clear(folder: Path) -> None:
+    """Remove the files of a run, and what a killed one left half-written; other files stay."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+    remove_partial(folder)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a killed run left half-written under a temporary name."""
+    for name in FILES:
+        for leftover in folder.glob(f".{name}.*.partial"):
+            leftover.unlink(missing_ok=True)
 
 
 def load_state(folder: Path) -> dict[str, Any]:

@@ -64,6 +64,10 @@ def test_a_run_leaves_checkpoints_log_and_settings_and_prints_the_best_epoch(
     assert set(best) == {"run", "epoch", "loss", "top1", "top5"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "best.safetensors",
+        "curves.csv",
+        "curves.pdf",
+        "curves.png",
+        "curves.svg",
         "last.safetensors",
         "log.csv",
         "run.toml",

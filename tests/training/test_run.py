@@ -4,16 +4,17 @@ import csv
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nlprobe.checkpoints import fingerprint, initial_model, read_checkpoint
 from nlprobe.errors import ConfigError, DataError
-from nlprobe.training import Engine, Observer
+from nlprobe.training import Engine, Observer, keeping
 from nlprobe.training.keeping import Keeper
 from nlprobe.training.run import Run, refuse_incompatible
-from nlprobe.training.state import load_state
+from nlprobe.training.state import load_state, save_state
 
 CPU = torch.device("cpu")
 VERSIONS = {"torch": "0"}
@@ -73,17 +74,14 @@ def test_a_crash_between_checkpoint_and_state_repeats_the_epoch(make_run, tmp_pa
     whole, crashed = tmp_path / "whole", tmp_path / "crashed"
     run.engine(CPU, observers=[keeper(run, whole)]).train()
 
-    kept = keeper(run, crashed)
-    saved = kept.interrupted
-
-    def crash(engine: Engine) -> None:
-        if engine.progress.epoch == 2:
+    def crash(folder: Path, state: dict[str, Any]) -> None:
+        if state["progress"]["epoch"] == 2:
             raise DataError("the disk is full")
-        saved(engine)
+        save_state(folder, state)
 
-    monkeypatch.setattr(kept, "interrupted", crash)
-    with pytest.raises(DataError):
-        run.engine(CPU, observers=[kept]).train()
+    with monkeypatch.context() as patched, pytest.raises(DataError):
+        patched.setattr(keeping, "save_state", crash)
+        run.engine(CPU, observers=[keeper(run, crashed)]).train()
     state = load_state(crashed)
     assert state["progress"]["epoch"] == 1
     engine = run.engine(CPU, observers=[keeper(run, crashed)])
