@@ -53,7 +53,8 @@ def map_metrics(
     - `effective_rank`: see `nlprobe.stats.map_rank.effective_rank`; NaN for maps too large for it.
 
     Queries that see no key are left out everywhere; a value is NaN where none is left. Products in float32, float64
-    where the model computes in it: results to 1e-5. O(N·M·d), memory O(M·d) and one block, for each set and head;
+    where the model computes in it: results to 1e-5 while logits stay under a hundred (a weight is off by about 1e-7 of
+    its logit). O(N·M·d), memory O(M·d) and one block, for each set and head;
     `effective_rank` O(N·M·min(N, M)) in float64.
 
     Args:
