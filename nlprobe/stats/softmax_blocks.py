@@ -1,7 +1,7 @@
 """How the blocks of softmax maps are laid out, which keys their queries see, and what is found about the maps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -117,6 +117,11 @@ def hides(logits: Logits) -> bool:
     return logits.mask is not None and logits.mask.hides(*logits.shape[2:])
 
 
+def all_seen(block: Tensor) -> Seen:
+    """Supports that hold every key of a block (…, m)."""
+    return Seen(None, torch.full((1,), block.shape[-1], dtype=torch.float64, device=block.device))
+
+
 @dataclass
 class HeadGroups:
     """Some sets with some of their heads, whose logits are formed block by block.
@@ -162,7 +167,7 @@ class HeadGroups:
             assert self.logits.mask is not None
             support = self.logits.mask.support(self.sets, heads, rows, block.shape[-1], block.device)
         if support is None:
-            return Seen(None, wide(block.new_full((1,), block.shape[-1])))
+            return all_seen(block)
         return Seen(support.to(block.dtype), wide(support.sum(-1)))
 
 
@@ -182,7 +187,7 @@ class HeadMean:
         """Add the weights w_ij of some heads (g, hh, r, m) with their sums z_i (g, hh, r)."""
         g, hh, r, m = weights.shape
         self._shape = (g, r, m)
-        inverse = torch.where(seen.present, 1 / mass, 0.0)
+        inverse = mass.reciprocal() if seen.support is None else torch.where(seen.present, 1 / mass, 0.0)
         rows = self._memory[: g * r * m].view(g, r, m)
         for image in range(g):
             if hh == 1:
@@ -205,53 +210,28 @@ class HeadMean:
         """The rows, and the union of what the heads see."""
         g, r, m = self._shape
         rows = self._memory[: g * r * m].view(g, r, m)
-        count = wide(rows.new_full((1,), m)) if self._support is None else wide(self._support).sum(-1)
-        return rows, Seen(self._support, count)
+        return rows, all_seen(rows) if self._support is None else Seen(self._support, wide(self._support).sum(-1))
 
 
 def _longest(ranges: list[slice]) -> int:
     return max((part.stop - part.start for part in ranges), default=1)
 
 
-Measure = Callable[[HeadGroups, list[slice], Tensor, bool], tuple[list[Found], Found | None]]
-"""Takes some sets and heads, ranges of queries, memory for three blocks, and whether the mean over heads is wanted."""
-
-
-def by_groups(
-    logits: Logits,
-    masked: bool,
-    room: int,
-    wanted: Tensor,
-    average: Tensor | None,
-    dtype: torch.dtype,
-    measure: Measure,
-) -> tuple[Found, Found | None]:
-    """Walk over the sets and heads that are wanted, in groups whose blocks have at most `room` numbers.
+def wanted_groups(
+    logits: Logits, masked: bool, plan: Layout, wanted: Tensor, average: Tensor | None, dtype: torch.dtype
+) -> Iterator[tuple[HeadGroups, bool]]:
+    """The sets and heads that are wanted, in groups, each with whether the mean over the heads is.
 
     Args:
         logits: The logits.
         masked: Whether any key is hidden from any query.
-        room: Numbers in a block.
+        plan: The groups.
         wanted: Which maps, (s, h).
         average: Of which sets the mean over the heads, (s,); None for no means.
         dtype: Of products and weights.
-        measure: What is done with each group of sets.
-
-    Returns:
-        What is found of each set and head, (s, h), and of the sets' means, (s,); NaN where it is not wanted.
     """
-    s, h, _, m = logits.shape
-    plan = layout(logits.shape, room)
-    buffers = torch.empty(3, math.prod(plan.largest) * m, dtype=dtype, device=logits.device)
-    found, means = Found.unknown((s, h), logits.device), Found.unknown((s,), logits.device)
     for sets in plan.sets:
         with_mean = average is not None and bool(average[sets].any())
         heads = [span for span in plan.heads if with_mean or bool(wanted[sets, span].any())]
-        if not heads:
-            continue
-        parts, mean = measure(HeadGroups(logits, sets, heads, masked, dtype), plan.rows, buffers, with_mean)
-        for span, part in zip(heads, parts, strict=True):
-            found.put((sets, span), part)
-        if mean is not None:
-            means.put((sets,), mean)
-    return found, None if average is None else means
+        if heads:
+            yield HeadGroups(logits, sets, heads, masked, dtype), with_mean

@@ -1,13 +1,12 @@
 """Softmax maps in few passes: for rows that differ enough, between and within them, that float32 loses no digits."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nlprobe.stats.logits import Logits
-from nlprobe.stats.softmax_blocks import Found, HeadGroups, HeadMean, Seen, by_groups
+from nlprobe.stats.softmax_blocks import Found, HeadGroups, HeadMean, Seen, layout, wanted_groups
 from nlprobe.stats.streaming import block_elements, wide
 
 BOUNDED_BELOW = 36.0
@@ -43,55 +42,45 @@ def direct_statistics(
     Returns:
         What is found of each set and head, (s, h), and of the sets' means, (s,); NaN where it is not wanted.
     """
-
-    def measure(
-        groups: HeadGroups, rows: list[slice], buffers: Tensor, average: bool
-    ) -> tuple[list[Found], Found | None]:
-        return _Walk(groups, buffers, distance_only).measure(rows, average)
-
-    return by_groups(logits, masked, 2 * block_elements(logits.device), wanted, average, torch.float32, measure)
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """The pass over some sets and heads, with memory for three blocks."""
-
-    groups: HeadGroups
-    buffers: Tensor
-    distance_only: bool
-
-    def measure(self, rows: list[slice], average: bool) -> tuple[list[Found], Found | None]:
-        """The statistics of the groups of heads, and of the mean over all of them."""
-        groups, buffers, m = self.groups, self.buffers, self.groups.logits.shape[3]
-        g = groups.sets.stop - groups.sets.start
-        reaches = [_reach(groups, heads) for heads in groups.heads]
-        bounded = [bool(reach.amax() < BOUNDED_BELOW) for reach in reaches]
-        sums = [_Sums((*reach.shape, m), self.distance_only, buffers.device) for reach in reaches]
-        mean_sums = _Sums((g, m), self.distance_only, buffers.device)
-        for span in rows:
-            mean = HeadMean(buffers[2])
-            for heads, head_sums, reach, small in zip(groups.heads, sums, reaches, bounded, strict=True):
-                logits, seen = groups.fill(heads, span, buffers[0])
-                if not small:
-                    reach = _take_off_largest(logits, seen, groups.masked)
-                weights = torch.exp(logits, out=buffers[1, : logits.numel()].view_as(logits))
-                mass = weights.sum(-1)
-                if average:
-                    mean.add(weights, mass, seen)
-                if groups.masked or not small:
-                    logits.clamp_min_(LOWEST_LOGIT)  # 0 · −∞ is not a number
-                head_sums.add(logits, weights, mass, seen)
-                head_sums.reach = head_sums.reach.maximum(reach)
-            if average:
-                weights, seen = mean.finish()
-                logits = torch.log(weights, out=buffers[0, : weights.numel()].view_as(weights))
-                logits.clamp_min_(2 * LOWEST_LOGIT)
-                mean_sums.add(logits, weights, weights.sum(-1), seen)
-        return [head_sums.found() for head_sums in sums], mean_sums.found() if average else None
+    s, h, n, m = logits.shape
+    room = block_elements(logits.device) * (4 if m < SHORT else 2)
+    plan = layout(logits.shape, room)
+    buffers = torch.empty(3, math.prod(plan.largest) * m, device=logits.device)
+    maps = _Maps((s, h, n, m), masked, distance_only, logits.device)
+    means = _Maps((s, n, m), masked, distance_only, logits.device) if average is not None else None
+    for groups, with_mean in wanted_groups(logits, masked, plan, wanted, average, torch.float32):
+        _measure(groups, plan.rows, buffers, maps, means if with_mean else None)
+    return maps.found(), None if means is None else means.found()
 
 
-def _reach(groups: HeadGroups, heads: slice) -> Tensor:
-    """A bound of |s_ij|, (g, hh): infinity where the logits are given, or a bias without bound is added."""
+def _measure(groups: HeadGroups, rows: list[slice], buffers: Tensor, maps: "_Maps", means: "_Maps | None") -> None:
+    bounds = []
+    for heads in groups.heads:
+        bound = _bound(groups, heads)
+        bounds.append(bool(bound.amax() < BOUNDED_BELOW))
+        maps.reach[groups.sets, heads] = bound if bounds[-1] else 0.0
+    for span in rows:
+        mean = HeadMean(buffers[2])
+        for heads, bounded in zip(groups.heads, bounds, strict=True):
+            logits, seen = groups.fill(heads, span, buffers[0])
+            at = (groups.sets, heads)
+            if not bounded:
+                largest = _take_off_largest(logits, seen, groups.masked)
+                maps.reach[at] = maps.reach[at].maximum(largest)
+            weights = torch.exp(logits, out=buffers[1, : logits.numel()].view_as(logits))
+            if groups.masked or not bounded:
+                logits.clamp_min_(LOWEST_LOGIT)  # 0 · −∞ is not a number
+            mass = maps.add(at, span, logits, weights, seen)
+            if means is not None:
+                mean.add(weights, mass, seen)
+        if means is not None:
+            weights, seen = mean.finish()
+            logits = torch.log(weights, out=buffers[0, : weights.numel()].view_as(weights))
+            means.add((groups.sets,), span, logits.clamp_min_(2 * LOWEST_LOGIT), weights, seen)
+
+
+def _bound(groups: HeadGroups, heads: slice) -> Tensor:
+    """A bound of |s_ij|, (g, hh): infinity where the logits are given."""
     logits, sets = groups.logits, groups.sets
     key = groups.prepared(heads).key
     shape = (sets.stop - sets.start, heads.stop - heads.start)
@@ -115,68 +104,74 @@ def _take_off_largest(logits: Tensor, seen: Seen, masked: bool) -> Tensor:
     return largest.abs().amax((-2, -1))
 
 
-class _Sums:
-    """Sums over the rows of maps, in float64: `shape` is theirs without the rows."""
+class _Maps:
+    """What the passes over blocks of rows leave of a number of maps, (…, n, m): a few numbers a row, and mean rows."""
 
-    def __init__(self, shape: tuple[int, ...], distance_only: bool, device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, ...], masked: bool, distance_only: bool, device: torch.device) -> None:
+        *batch, n, m = shape
         self.distance_only = distance_only
-        zeros = torch.zeros(8, *shape[:-1], dtype=torch.float64, device=device)
-        self.total, self.rows, self.entropy, self.entropies = zeros[:4]
-        self.n_eff, self.unevenness, self.variation, self.reach = zeros[4:]
-        self.directions = zeros.new_zeros(*shape[:-1], 1 if distance_only else 2, shape[-1])
-        self.even: Tensor | float = 0.0  # Σ_i 1_{S_i}/|S_i|, (…, 1, m) or broadcast to it
+        self.lengths = torch.ones(*batch, 1 if distance_only else 2, n, device=device)  # r_i, z_i
+        self.products = torch.zeros(*batch, n, device=device)  # Σ_j w_ij s_ij
+        self.count = torch.full((*batch, n) if masked else (1,), m, dtype=torch.float64, device=device)  # |S_i|
+        # Σ_i w_i/r_i, Σ_i w_i/z_i
+        self.directions = torch.zeros(*batch, 1 if distance_only else 2, m, dtype=torch.float64, device=device)
+        self.even = torch.zeros(*batch, 1, m if masked else 1, dtype=torch.float64, device=device)  # Σ_i 1_{S_i}/|S_i|
+        self.reach = torch.zeros(batch, device=device)
 
-    def add(self, logits: Tensor, weights: Tensor, mass: Tensor, seen: Seen) -> None:
-        """Add a block of rows (…, r, m); spends the logits."""
-        present = seen.present.expand(mass.shape)
-        norm = torch.linalg.vector_norm(weights, dim=-1)
-        factors = 1 / (norm.unsqueeze(-2) if self.distance_only else torch.stack((norm, mass), dim=-2))
-        if seen.support is not None:
-            factors = torch.where(present.unsqueeze(-2), factors, 0.0)
-        self.directions += factors @ weights
-        self.total += mass.shape[-1]
-        self.rows += present.sum(-1)
-        if not self.distance_only:
-            self._add_shape(wide(mass), wide(norm), present, seen)
-            self._add_entropy(logits, weights, wide(mass), present, seen)
-
-    def _add_shape(self, mass: Tensor, norm: Tensor, present: Tensor, seen: Seen) -> None:
-        n_eff = (mass / norm).square()
-        uneven = 1 / n_eff - 1 / seen.count
-        if seen.support is None:
-            self.even = self.even + mass.shape[-1] / seen.count
+    def add(self, at: tuple[slice, ...], rows: slice, logits: Tensor, weights: Tensor, seen: Seen) -> Tensor:
+        """Add a block of rows (…, r, m) of the maps at `at`; spends the logits, returns the rows' sums z_i."""
+        lengths = self.lengths[at][..., rows]
+        torch.linalg.vector_norm(weights, dim=-1, out=lengths[..., 0, :])
+        mass = lengths[..., -1, :]
+        if self.distance_only:
+            mass = weights.sum(-1)
         else:
-            n_eff, uneven = torch.where(present, n_eff, 0.0), torch.where(present, uneven, 0.0)
-            inverse = torch.where(seen.present, 1 / seen.count, 0.0).to(seen.support.dtype)
-            even = wide(inverse.unsqueeze(-2) @ seen.support)
-            self.even = self.even + even * (mass.shape[-1] // seen.support.shape[-2])
-        self.n_eff += n_eff.sum(-1)
-        self.unevenness += uneven.sum(-1)
-        self.variation += (uneven * seen.count).sum(-1)
+            torch.sum(weights, -1, out=mass)
+            self._add_products(self.products[at][..., rows], logits, weights)
+        factors = lengths.reciprocal()
+        if seen.support is not None:
+            self._add_support(at, rows, seen)
+            factors = torch.where(seen.present.unsqueeze(-2), factors, 0.0)
+        self.directions[at] += factors @ weights
+        return mass
 
-    def _add_entropy(self, logits: Tensor, weights: Tensor, mass: Tensor, present: Tensor, seen: Seen) -> None:
+    def _add_products(self, out: Tensor, logits: Tensor, weights: Tensor) -> None:
         m = logits.shape[-1]
         if m < SHORT:
-            products = torch.bmm(weights.view(-1, 1, m), logits.view(-1, m, 1)).view(mass.shape)
+            out.copy_(torch.bmm(weights.view(-1, 1, m), logits.view(-1, m, 1)).view(out.shape))
         else:
-            products = logits.mul_(weights).sum(-1)
-        several = (seen.count > 1).expand(present.shape)
-        entropy = (mass.log() - wide(products) / mass) / seen.count.log()
-        self.entropy += torch.where(several, entropy, 0.0).sum(-1)
-        self.entropies += several.sum(-1)
+            torch.sum(logits.mul_(weights), -1, out=out)
+
+    def _add_support(self, at: tuple[slice, ...], rows: slice, seen: Seen) -> None:
+        assert seen.support is not None
+        count = self.count[at][..., rows]
+        count.copy_(seen.count)
+        if not self.distance_only:
+            inverse = torch.where(seen.present, 1 / seen.count, 0.0).to(seen.support.dtype)
+            even = wide(inverse.unsqueeze(-2) @ seen.support)
+            self.even[at] += even * (count.shape[-1] // seen.support.shape[-2])
 
     def found(self) -> Found:
         """The statistics."""
-        n, undefined = self.rows, math.nan if self.distance_only else 1.0
+        total, count = self.products.shape[-1], self.count
+        present, several = (torch.broadcast_to(count > least, self.products.shape) for least in (0, 1))
+        n = wide(present.sum(-1))
         means = self.directions / n[..., None, None]
-        uneven = means[..., 1:, :] - self.even / n[..., None, None]
-        return Found(
-            distance=0.5 * (1 - means[..., 0, :].square().sum(-1)),
-            zero_rows=self.total - n,
-            entropy=self.entropy / self.entropies * undefined,
-            n_eff=self.n_eff / n * undefined,
-            mean_unevenness=uneven.square().sum((-2, -1)) * undefined,
-            unevenness=self.unevenness / n * undefined,
-            variation=self.variation / n * undefined,
-            reach=self.reach,
-        )
+        found = Found.unknown(n.shape, n.device)
+        found.distance.copy_(0.5 * (1 - means[..., 0, :].square().sum(-1)))
+        found.zero_rows.copy_(total - n)
+        found.reach.copy_(self.reach)
+        if self.distance_only:
+            return found
+        norm, mass = wide(self.lengths).unbind(-2)
+        n_eff = (mass / norm).square()
+        uneven = torch.where(present, 1 / n_eff - 1 / count, 0.0)
+        entropy = torch.where(several, (mass.log() - wide(self.products) / mass) / count.log(), 0.0)
+        even = self.even if self.even.shape[-1] > 1 else total / count
+        mean_uneven = means[..., 1, :] - (even / n[..., None, None]).squeeze(-2)
+        found.entropy.copy_(entropy.sum(-1) / several.sum(-1))
+        found.n_eff.copy_(torch.where(present, n_eff, 0.0).sum(-1) / n)
+        found.mean_unevenness.copy_(mean_uneven.square().sum(-1))
+        found.unevenness.copy_(uneven.sum(-1) / n)
+        found.variation.copy_((uneven * count).sum(-1) / n)
+        return found

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.masks import Rows
-from nlprobe.stats.softmax_blocks import Found, HeadGroups, HeadMean, Seen, by_groups
+from nlprobe.stats.softmax_blocks import Found, HeadGroups, HeadMean, Seen, layout, wanted_groups
 from nlprobe.stats.streaming import block_elements, wide
 
 SHIFT_ROWS = 32
@@ -46,13 +46,17 @@ def shifted_statistics(
         What is found of each set and head, (s, h), and of the sets' means, (s,); NaN where it is not wanted.
     """
     room = min(8 * block_elements(logits.device), MOST_ELEMENTS) * 4 // dtype.itemsize
-
-    def measure(
-        groups: HeadGroups, rows: list[slice], buffers: Tensor, average: bool
-    ) -> tuple[list[Found], Found | None]:
-        return _Walk(groups, buffers).measure(rows, distance_only, average)
-
-    return by_groups(logits, masked, room, wanted, average, dtype, measure)
+    s, h, _, m = logits.shape
+    plan = layout(logits.shape, room)
+    buffers = torch.empty(3, math.prod(plan.largest) * m, dtype=dtype, device=logits.device)
+    found, means = Found.unknown((s, h), logits.device), Found.unknown((s,), logits.device)
+    for groups, with_mean in wanted_groups(logits, masked, plan, wanted, average, dtype):
+        parts, mean = _Walk(groups, buffers).measure(plan.rows, distance_only, with_mean)
+        for heads, part in zip(groups.heads, parts, strict=True):
+            found.put((groups.sets, heads), part)
+        if mean is not None:
+            means.put((groups.sets,), mean)
+    return found, None if average is None else means
 
 
 @dataclass(frozen=True)
