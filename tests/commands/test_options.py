@@ -1,10 +1,12 @@
 """The flags that commands share."""
 
+from pathlib import Path
+
 import click
 import pytest
 import torch
 
-from nlprobe.commands.options import DeviceType, format_option, resolve_device
+from nlprobe.commands.options import Chosen, DeviceType, format_option, network_options, resolve_device
 from nlprobe.errors import ConfigError
 
 
@@ -63,3 +65,21 @@ def test_a_command_may_narrow_its_formats() -> None:
     assert isinstance(option.type, click.Choice)
     assert tuple(option.type.choices) == ("json", "csv")
     assert option.default == "json"
+
+
+def test_the_networks_come_as_one_argument() -> None:
+    taken: list[tuple[Chosen, int]] = []
+
+    @click.command()
+    @network_options
+    @click.option("--other", default=3)
+    def command(chosen: Chosen, other: int) -> None:
+        """Words of help."""
+        taken.append((chosen, other))
+
+    arguments = ["--model", "timm:a", "--ckpt", "run", "--model", "hf:b", "--weights", "w.pth", "--size", "32"]
+    command.main(arguments, standalone_mode=False)
+    expected = Chosen((Path("run"),), ("timm:a", "hf:b"), (), (Path("w.pth"),), size=32)
+    assert taken == [(expected, 3)]
+    assert command.help == "Words of help."
+    assert {parameter.name for parameter in command.params} > {"checkpoints", "models", "labels", "weights", "other"}
