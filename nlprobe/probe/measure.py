@@ -148,6 +148,8 @@ def _per_image(one: Measurement, positions: str, sets: int, images: int) -> Meas
         for name, value in values.items():
             if isinstance(value, Tensor):
                 grouped = value.double().view(images, windows)
+                if name == "flat":  # a window in which nothing is hidden is flat at distance 0
+                    grouped = torch.where(grouped.isnan() & ~grouped.isnan().all(1, keepdim=True), 0.0, grouped)
                 values[name] = grouped.sum(1) if name == "zero_rows" else grouped.nanmean(1)
     return replace(one, values=values, positions=positions)
 

@@ -31,3 +31,31 @@ def test_a_probe_stays_far_below_one_map(instantiation: str) -> None:
     finished = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert int(finished.stdout) < N_BY_N / 3
+
+
+MANY_HEADS = """
+    import torch, nlprobe
+    from benchmarks.memory import peak_extra_bytes
+    torch.set_num_threads(2)
+    attention = torch.nn.MultiheadAttention(8 * {heads}, {heads}, batch_first=True).eval()
+    x = torch.randn(1, 9409, 8 * {heads})
+    run = lambda rows: attention(rows, rows, rows, need_weights=False{mask})
+    with torch.no_grad():
+        run(x[:, :81])
+        plain = peak_extra_bytes(lambda: run(x))
+        with nlprobe.probe(attention) as probe:
+            run(x[:, :81])
+            probed = peak_extra_bytes(lambda: run(x))
+    assert set(probe.frame()["n_queries"]) == {{81, 9409}}
+    print(probed - plain)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("heads", [1, 4, 12])
+def test_many_heads_take_no_more_memory_than_one(heads: int) -> None:
+    program = dedent(MANY_HEADS.format(heads=heads, mask=""))
+    root = Path(__file__).parents[2]
+    finished = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert int(finished.stdout) < 64 * 2**20
