@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-MODULES = ("start", "kernels", "blocks", "probe")
+MODULES = ("start", "kernels", "blocks", "probe", "attention")
 
 
 def main() -> int:
