@@ -157,6 +157,7 @@ def _train(
     finally:
         started.unreadable.summarise()
     if processes.leads:
+        started.curves.draw(engine)
         wrote(out / BEST)
         result(_best(engine, out).render(format))
 
@@ -168,6 +169,7 @@ class _Start:
     run: Run
     engine: Engine
     shown: TrainingProgress
+    curves: TrainingCurves
     unreadable: "_Unreadable"
     own_rate: float
     out: Path
@@ -186,10 +188,10 @@ class _Start:
         refuse_incompatible(changed, progress.get("step", 0))
         kept = {"flags": _flags(ctx), "resolved": resolved}
         keeper = Keeper(out, run.metadata(versions()), kept, save_every=flags["save_every"])
-        shown, unreadable = TrainingProgress(), _Unreadable()
+        shown, curves, unreadable = TrainingProgress(), TrainingCurves(out), _Unreadable()
         observers: list[Observer] = [keeper]
         if processes.leads:
-            observers += [shown, TrainingCurves(out)]
+            observers += [shown, curves]
         engine = run.engine(
             device, workers=flags["workers"], observers=observers, report=unreadable, processes=processes
         )
@@ -200,7 +202,7 @@ class _Start:
             engine.observers.append(
                 TensorBoard(out / "tensorboard", at.epoch * engine.steps_per_epoch + at.step, len(at.curve))
             )
-        return cls(run, engine, shown, unreadable, own_rate, out, changed)
+        return cls(run, engine, shown, curves, unreadable, own_rate, out, changed)
 
     def plan(self) -> str:
         """The run in a few lines."""

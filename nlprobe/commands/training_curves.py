@@ -13,7 +13,7 @@ SECONDS_BETWEEN_DRAWINGS = 60.0
 
 
 class TrainingCurves(Observer):
-    """Draws the curves of loss and scores after an epoch: at most once a minute, and when the run ends or stops.
+    """Draws the curves of loss and scores: after an epoch, at most once a minute, and when the run stops.
 
     Args:
         folder: The run's folder; it gets `curves.csv`, and the figure in each format.
@@ -25,11 +25,14 @@ class TrainingCurves(Observer):
 
     def epoch_done(self, engine: Engine, row: Mapping[str, Any], best: bool) -> None:
         """Draw when it is time."""
-        over = engine.progress.epoch >= engine.recipe.epochs
-        if over or time.monotonic() - self._drawn >= SECONDS_BETWEEN_DRAWINGS:
-            self.interrupted(engine)
+        if time.monotonic() - self._drawn >= SECONDS_BETWEEN_DRAWINGS:
+            self.draw(engine)
 
     def interrupted(self, engine: Engine) -> None:
+        """Draw what there is."""
+        self.draw(engine)
+
+    def draw(self, engine: Engine) -> None:
         """Draw what there is."""
         from nlprobe.plots import save_figure
         from nlprobe.plots.curves import curve_data, draw_curves

@@ -1,11 +1,10 @@
-"""`torchrun -m nlprobe train` with two real processes: the same weights as one, and what happens when one is missing."""
+"""`torchrun -m nlprobe train` with two real processes: the same weights as one, and what happens when one dies."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,7 +59,7 @@ def measured(folder: Path) -> list[list[float]]:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes that nothing happened to, six epochs long."""
     out = tmp_path_factory.mktemp("whole") / "run"
     code, stdout, err = finish(start(*new(data, out, 6), "--accumulate", "2"))
@@ -68,7 +67,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     assert stdout.count("The best epoch") == 1
     assert err.count("effective batch: 8 images = 2 processes × 2 parts × 2") == 1
     assert err.count("epoch 2/6: loss") == 1
-    yield out
+    return out
 
 
 def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, whole: Path) -> None:
