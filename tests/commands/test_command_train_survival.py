@@ -67,8 +67,10 @@ def test_ten_kills_at_random_moments_end_in_the_same_bits(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     epochs = 50
     process = processes.Process(target=run, args=(arguments(data, whole, epochs),))
+    started = time.monotonic()
     process.start()
     process.join()
+    longest = (time.monotonic() - started) / 8
 
     moments = random.Random(0)
     places = []
@@ -80,7 +82,7 @@ def test_ten_kills_at_random_moments_end_in_the_same_bits(
         wait_for(killed / "run.toml", process)
         if not number:
             wait_for(killed / "state.pt", process)
-        time.sleep(moments.uniform(0.0, 1.2))
+        time.sleep(moments.uniform(0.0, longest))
         assert process.is_alive(), "the run is over before its last kill: make it longer"
         process.kill()
         process.join()
@@ -109,9 +111,7 @@ def on_tmpfs(*options: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_in_words_and_it_goes_on_once_there_is_room(
-    data: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_full_disk_ends_the_run_in_words_and_room_lets_it_go_on(data: Path, tmp_path: Path, capsys) -> None:
     whole, disk = tmp_path / "whole", tmp_path / "disk"
     assert run(arguments(data, whole, 3)) == 0
     disk.mkdir()
@@ -159,10 +159,8 @@ def test_vanished_data_end_the_run_in_words_and_it_goes_on_once_they_are_back(
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(data: Path, tmp_path: Path, capsys) -> None:
-    """The rate is sane for an epoch of warm-up, and then far too high."""
     out = tmp_path / "run"
-    settings = ["--learning-rate", "1e9", "--set", "schedule.warmup_epochs=3", "--set", "schedule.kind=constant"]
-    assert run([*arguments(data, out, 1), "--learning-rate", "1e-3", *settings[2:]]) == 0
+    assert run(arguments(data, out, 1)) == 0
     assert run(["train", "--resume", "--out", str(out), "--epochs", "9", "--learning-rate", "1e30"]) == 1
     err = capsys.readouterr().err
     assert "error: the loss is" in err
