@@ -14,13 +14,16 @@ from nlprobe.stats.summary import at_positions
 
 @dataclass(frozen=True)
 class SizedSite:
-    """A site with its numbers of queries, keys and heads, channels of its input, and windows in an image."""
+    """A site with its numbers of queries, keys and heads, channels of its input, and windows in an image.
+
+    The channels are None where the site's input is not one row a query.
+    """
 
     site: Site
     n_queries: int
     n_keys: int
     heads: int
-    channels: int
+    channels: int | None
     groups: int
 
 
@@ -42,7 +45,8 @@ def sized_sites(
         maps = rows[rows["quantity"] == "att"]
         first = (maps if len(maps) else rows).iloc[0]
         heads = set(maps["head"]) - {"-", AVERAGED_HEAD}
-        channels = int(rows.loc[rows["quantity"] == "input", "dim"].iloc[0])
+        inputs_seen = rows.loc[rows["quantity"] == "input", "dim"]
+        channels = int(inputs_seen.iloc[0]) if len(inputs_seen) else None
         n, m, groups = (int(first[column]) for column in ("n_queries", "n_keys", "groups"))
         sized.append(SizedSite(site, n, m, len(heads) or 1, channels, groups))
     return sized

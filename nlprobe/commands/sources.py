@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from nlprobe.checkpoints import Checkpoint, initial_model, read_checkpoint
 from nlprobe.commands.options import Chosen
 from nlprobe.data import Preprocessing
 from nlprobe.errors import CheckpointError, ConfigError
-from nlprobe.libraries import Drawn, Loaded, Network, Pictures, Settings, default_name, open_network
+from nlprobe.libraries import Drawn, Loaded, Network, Pictures, Settings, default_name, is_python, open_network
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,11 @@ def read_networks(chosen: Chosen, seed: int = 0) -> list[Named]:
     own, others = chosen.labels[: len(chosen.checkpoints)], chosen.labels[len(chosen.checkpoints) :]
     named = [_own(one) for one in read_checkpoints(chosen.checkpoints, own)] if chosen.checkpoints else []
     names = others or _names(chosen.models, [one.label for one in named])
-    settings = Settings(seed, chosen.random_weights, chosen.download, _preprocessing(chosen))
+    settings = _settings(chosen, seed)
     weights = _weights(chosen)
-    opened = (open_network(source, weights.get(place), settings) for place, source in enumerate(chosen.models))
-    named += [Named(name, network) for name, network in zip(names, opened, strict=True)]
+    for place, (name, source) in enumerate(zip(names, chosen.models, strict=True)):
+        own_settings = settings if is_python(source) else replace(settings, preprocessing=None)
+        named.append(Named(name, open_network(source, weights.get(place), own_settings)))
     if len({one.label for one in named}) != count:
         raise ConfigError("two networks have the same name", "give each a --label of its own")
     return named
@@ -156,6 +157,21 @@ def _weights(chosen: Chosen) -> dict[int, Path]:
             "give one for each in the same order, or none for random weights",
         )
     return dict(zip(takers, chosen.weights, strict=False))
+
+
+def _settings(chosen: Chosen, seed: int) -> Settings:
+    """How networks of other libraries are opened; flags that none of them would heed are refused."""
+    preprocessing = _preprocessing(chosen)
+    if preprocessing is not None and not any(is_python(source) for source in chosen.models):
+        raise ConfigError(
+            "--size, --mean and --std are given, but the networks bring their own preprocessing",
+            "leave them out; they are for a --model python:package.module:callable that brings none",
+        )
+    if chosen.download and not any(source.startswith("hf:") for source in chosen.models):
+        raise ConfigError(
+            "--download fetches hf: networks only", "get the file of the weights and give it by --weights"
+        )
+    return Settings(seed, chosen.random_weights, chosen.download, preprocessing)
 
 
 def _preprocessing(chosen: Chosen) -> Preprocessing | None:

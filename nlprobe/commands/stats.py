@@ -27,7 +27,7 @@ from nlprobe.commands.options import (
     workers_option,
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
-from nlprobe.commands.sizes import sized_sites
+from nlprobe.commands.sizes import SizedSite, sized_sites
 from nlprobe.commands.sources import Named, read_networks
 from nlprobe.errors import ConfigError
 from nlprobe.files import new_folder, refuse_existing
@@ -352,15 +352,22 @@ def _plan(
     for one in networks:
         found = feeds[one.label]
         lines.append(f"{one.label}: {found.plan()}")
-        for sized in sized_sites(one.model, found.example(), sites, device):
-            megabytes = found.together * sized.groups * sized.n_queries * sized.channels * 4 / 2**20
-            heads = f", {sized.heads} heads" if sized.heads > 1 else ""
-            windows = f", in each of {sized.groups} windows" if sized.groups > 1 else ""
-            lines.append(
-                f"  {sized.site.name}: {sized.site.block}, {sized.n_queries} queries, {sized.n_keys} keys, "
-                f"{sized.channels} channels{heads}{windows}; its input takes {megabytes:.1f} MiB a batch, "
-                "a map is never built"
-            )
+        lines += [
+            f"  {_size(sized, found.together)}" for sized in sized_sites(one.model, found.example(), sites, device)
+        ]
     files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", "results.json"]
     lines.append(f"would write {', '.join(files)} into {out}" if out else "would write nothing (no --out)")
     result("\n".join(lines))
+
+
+def _size(sized: SizedSite, images: int) -> str:
+    """A site in a line, with the memory that its input takes for so many images."""
+    parts = [sized.site.block, f"{sized.n_queries} queries", f"{sized.n_keys} keys"]
+    parts += [f"{sized.channels} channels"] if sized.channels else []
+    parts += [f"{sized.heads} heads"] if sized.heads > 1 else []
+    parts += [f"in each of {sized.groups} windows"] if sized.groups > 1 else []
+    memory = ""
+    if sized.channels:
+        megabytes = images * sized.groups * sized.n_queries * sized.channels * 4 / 2**20
+        memory = f"its input takes {megabytes:.1f} MiB a batch, "
+    return f"{sized.site.name}: {', '.join(parts)}; {memory}a map is never built"

@@ -32,6 +32,25 @@ def non_local() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 8, 8), NonLocal(8, config=NonLocalConfig(zero_init=False)))
 
 
+class Pooled(nn.Module):
+    """One learnt query for all patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.query = nn.Parameter(torch.ones(2, 1, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        keys = self.patches(images).flatten(2).unflatten(1, (2, 4)).mT.contiguous()  # (B, heads, patches, 4)
+        query = self.query.expand(len(images), -1, -1, -1)
+        pooled: Tensor = nn.functional.scaled_dot_product_attention(query, keys, keys)
+        return pooled
+
+
+def pooled() -> nn.Module:
+    return nn.Sequential(Pooled(), nn.Flatten())
+
+
 def _halved(picture: Image.Image) -> Tensor:
     steps = [v2.Resize(32), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     image: Tensor = v2.Compose(steps)(picture)

@@ -243,6 +243,15 @@ def test_a_checkpoint_and_a_network_of_another_library_make_one_table(checkpoint
     assert found["preprocessing"]["theirs"]["crop"] == 32
 
 
+def test_a_single_query_has_nothing_to_differ_from_and_the_table_says_so(capsys) -> None:
+    out, _ = stats(capsys, "--model", "python:own_networks:pooled", *NOISE)
+    assert "Where there is one query only, its distances are 0." in out
+    out, _ = stats(capsys, "--model", "python:own_networks:tiny_vit", *NOISE)
+    assert "one query only" not in out
+    plan, _ = stats(capsys, "--model", "python:own_networks:pooled", *NOISE, "--dry-run")
+    assert "functional, 1 queries, 16 keys, 2 heads; a map is never built" in plan
+
+
 def test_a_run_is_replayed_by_its_own_settings(photographs, tmp_path, capsys) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     stats(capsys, *VIT, "--data", photographs, "--metrics", "jsd", "--rectangle", "0:4,0:4", "--out", first)
@@ -290,7 +299,8 @@ def test_an_interrupted_measurement_goes_on_to_the_same_records(tmp_path, capsys
         (("--model", "python:own_networks:tiny_vit") * 2, "two networks have the same name"),
         (("--model", "python:own_networks:tiny_vit", "--weights", "a", "--weights", "b"), "2 --weights and 1 --model"),
         (("--model", "python:own_networks:tiny_vit", "--size", 32), "--mean and --std is not given"),
-        (("--model", "timm:resnet18", "--size", 32, "--mean", 0, "--std", 1), "whose preprocessing comes with it"),
+        (("--model", "timm:resnet18", "--size", 32, "--mean", 0, "--std", 1), "bring their own preprocessing"),
+        (("--model", "timm:resnet18", "--download"), "--download fetches hf: networks only"),
         ((*VIT[:-1], "a,b"), "`--std a,b` is no mean or deviation"),
         (("--model", "python:own_networks:tiny_vit", "--metrics", "jsd,sink_mas"), "did you mean `sink_mass`"),
         (("--model", "python:own_networks:tiny_vit", "--rectangle", "1:2"), "`--rectangle 1:2` is no rectangle"),
