@@ -130,7 +130,7 @@ def _norms_and_biases(model: nn.Module) -> set[str]:
 
 def _parse(rule: str) -> tuple[str, dict[str, float]]:
     """Pattern and numbers of `pattern key=number …`."""
-    pattern, *settings = rule.split()
+    pattern, *settings = rule.split() or [""]
     numbers: dict[str, float] = {}
     for setting in settings:
         key, _, value = setting.partition("=")

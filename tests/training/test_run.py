@@ -79,9 +79,10 @@ def test_a_crash_between_checkpoint_and_state_repeats_the_epoch(make_run, tmp_pa
             raise DataError("the disk is full")
         save_state(folder, state)
 
-    with monkeypatch.context() as patched, pytest.raises(DataError):
+    with monkeypatch.context() as patched:
         patched.setattr(keeping, "save_state", crash)
-        run.engine(CPU, observers=[keeper(run, crashed)]).train()
+        with pytest.raises(DataError):
+            run.engine(CPU, observers=[keeper(run, crashed)]).train()
     state = load_state(crashed)
     assert state["progress"]["epoch"] == 1
     engine = run.engine(CPU, observers=[keeper(run, crashed)])
