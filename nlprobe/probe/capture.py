@@ -4,7 +4,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -16,33 +16,16 @@ from torch.utils.hooks import RemovableHandle
 from nlprobe.errors import CaptureError, ConfigError
 from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture, Deliver, PairwiseCapture
 from nlprobe.probe.audit import SiteAudit, check
+from nlprobe.probe.batches import Batch, RecordTable, SiteBatch
 from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_adapter, shielded
 from nlprobe.probe.energy import DataSetMoments
-from nlprobe.probe.measure import Measurement, Moments, Precision, Wanted, measure, refuse_unknown
+from nlprobe.probe.measure import Precision, Wanted, measure, refuse_unknown
 from nlprobe.probe.positions import ImageBatch, prefix_tokens
 from nlprobe.probe.selections import Rectangle
 from nlprobe.probe.sites import Site, SiteSelection, compiled, known_sites, select, site_name
 from nlprobe.probe.watch import Watch
 from nlprobe.stats import METRICS
-from nlprobe.stats.records import QUANTITIES, empty_record, to_frame
-
-
-@dataclass
-class SiteBatch:
-    """What one site showed during one forward of the model: the measurements of each call, and its moments."""
-
-    images: int
-    calls: list[list[Measurement]] = field(default_factory=list)
-    moments: list[dict[str, Moments]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The measurements of one forward of the model, still on its device."""
-
-    images: list[str]
-    views: list[int]
-    sites: dict[str, SiteBatch]
+from nlprobe.stats.records import QUANTITIES
 
 
 class Probe:
@@ -79,11 +62,10 @@ class Probe:
         self._handles: list[RemovableHandle] = []
         self._audits = {site.name: SiteAudit(site.name) for site in self.sites}
         self._moments: dict[str, dict[str, DataSetMoments]] = defaultdict(lambda: defaultdict(DataSetMoments))
-        self._batches: list[_Batch] = []
+        self._table = RecordTable()
         self._open: dict[str, SiteBatch] | None = None
         self._named: list[tuple[str, int]] | None = None
         self._numbered = 0
-        self._restored: list[dict[str, object]] = []
         self._audited: set[str] = set()
 
     def __enter__(self) -> "Probe":
@@ -112,7 +94,7 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         self.close()
-        if kind is None and not self._batches and not self._restored:
+        if kind is None and not self._table:
             raise CaptureError(
                 f"the model (`{type(self._model).__name__}`) was never called inside the probe",
                 "call the very module that was given to `nlprobe.probe`",
@@ -146,13 +128,7 @@ class Probe:
 
     def frame(self) -> pd.DataFrame:
         """The records: one line for each image, site, call and quantity (`nlprobe.stats.records`)."""
-        records = list(self._restored)
-        for batch in self._batches:
-            for name, site in batch.sites.items():
-                for call, measurements in enumerate(site.calls):
-                    for measurement in measurements:
-                        records += _records(batch, name, call, measurement)
-        return to_frame(records)
+        return self._table.frame()
 
     def audit(self) -> list[SiteAudit]:
         """For every site: calls expected and seen, dtype, recomputation errors, and what was not counted."""
@@ -183,17 +159,20 @@ class Probe:
             for site, by_quantity in self._moments.items()
         }
         audits = {name: asdict(audit) for name, audit in self._audits.items()}
-        records = self.frame().to_dict("records")
-        return {"records": records, "moments": moments, "audits": audits, "numbered": self._numbered}
+        return {"records": self._table.state(), "moments": moments, "audits": audits, "numbered": self._numbered}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what another probe of the same sites gave as its `state`."""
-        device = next(self._model.parameters()).device
+        device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
         for site, by_quantity in state["moments"].items():
             for quantity, sums in by_quantity.items():
                 self._moments[site][quantity] = DataSetMoments.restored(sums, device)
         self._audits = {name: SiteAudit(**audit) for name, audit in state["audits"].items()}
-        self._restored, self._numbered = list(state["records"]), state["numbered"]
+        self._numbered = state["numbered"]
+        self._table.restore(state["records"])
+        paths = {site_name(path): path for path, _ in self._model.named_modules()}
+        for name in self._audits.keys() - {site.name for site in self.sites}:
+            self._add_found(paths[name], self._model.get_submodule(paths[name]))
 
     def beside(self, model: nn.Module) -> "Probe":
         """A new probe of another model with the quantities and precision of this one."""
@@ -212,15 +191,23 @@ class Probe:
         return [name for name, _ in named], [view for _, view in named]
 
     def _discovered(self, path: str, module: nn.Module) -> Deliver | None:
-        """A site that no adapter knew; None where it was not chosen."""
+        """What takes the captures of a site that no adapter knew; None where it was not chosen."""
+        site = self._add_found(path, module)
+        if site not in self.sites:
+            return None
+        self._audits.setdefault(site.name, SiteAudit(site.name))
+        return self._receiver(site)
+
+    def _add_found(self, path: str, module: nn.Module) -> Site:
+        for site in self._known:
+            if site.name == site_name(path):
+                return site
         adapter = functional_adapter()
         tokens = prefix_tokens(self._model, path) if self._prefix is None else self._prefix
         site = Site(site_name(path), module, adapter, *adapter.describe(module), tokens)
         self._known.append(site)
-        if site not in select(self._known, self._selection, [path for path, _ in self._model.named_modules()]):
-            return None
-        self._audits.setdefault(site.name, SiteAudit(site.name))
-        return self._receiver(site)
+        self.sites = list(select(self._known, self._selection, [path for path, _ in self._model.named_modules()]))
+        return site
 
     def _end_of_search(self) -> None:
         """After the first forward call: keep the hooks of what was found, and be as strict with it as with the rest."""
@@ -318,7 +305,7 @@ class Probe:
                 for quantity, moment in moments.items():
                     self._moments[name][quantity].add(moment)
             batch.moments.clear()
-        self._batches.append(_Batch(images, views, sites))
+        self._table.add(Batch(images, views, sites))
 
     def _names(self, count: int) -> tuple[list[str], list[int]]:
         if self._named is not None and count > len(self._named):
@@ -393,24 +380,3 @@ def probe(
     """
     wanted = Wanted(tuple(quantities), tuple(metrics), precision, rectangle, centres or {})
     return Probe(model, sites, wanted=wanted, prefix=prefix, adapters=adapters)
-
-
-def _records(batch: _Batch, site: str, call: int, measurement: Measurement) -> list[dict[str, object]]:
-    values = {
-        name: value.tolist() if isinstance(value, Tensor) else [value] * len(batch.images)
-        for name, value in measurement.values.items()
-    }
-    return [
-        empty_record()
-        | {name: column[index] for name, column in values.items()}
-        | {
-            "image": image,
-            "view": view,
-            "site": site,
-            "call": call,
-            "head": measurement.head,
-            "quantity": measurement.quantity,
-            "positions": measurement.positions,
-        }
-        for index, (image, view) in enumerate(zip(batch.images, batch.views, strict=True))
-    ]

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from nlprobe.errors import ConfigError
 from nlprobe.probe.adapters import Adapter, Capture, PairwiseCapture
-from nlprobe.probe.capture import Probe, SiteBatch
+from nlprobe.probe.batches import SiteBatch
+from nlprobe.probe.capture import Probe
 from nlprobe.probe.measure import Wanted
 from nlprobe.probe.sites import Site, SiteSelection
 from nlprobe.stats import (

@@ -1,8 +1,9 @@
 """The record: one line of results, from which every table, interval and figure is drawn."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 SCHEMA_VERSION = 1
@@ -70,7 +71,21 @@ def to_frame(records: Sequence[dict[str, object]]) -> pd.DataFrame:
         A table with the columns `KEY_COLUMNS` and `VALUE_COLUMNS`; values that do not apply are NaN, counts are
         integers.
     """
-    frame = pd.DataFrame(list(records), columns=[*KEY_COLUMNS, *VALUE_COLUMNS])
+    return _typed(pd.DataFrame(list(records), columns=[*KEY_COLUMNS, *VALUE_COLUMNS]))
+
+
+def typed(columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """The same from whole columns.
+
+    Args:
+        columns: Every column of the schema, by name; the value columns as float64, with NaN where they do not apply.
+    """
+    return _typed(pd.DataFrame({name: columns[name] for name in (*KEY_COLUMNS, *VALUE_COLUMNS)}))
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    for column in KEY_COLUMNS:
+        frame[column] = frame[column].astype("int64" if column in INTEGER_COLUMNS else "str")
     for column in INTEGER_COLUMNS:
         frame[column] = frame[column].astype("int64")
     frame["by_construction"] = frame["by_construction"].eq(True)

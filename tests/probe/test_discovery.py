@@ -289,3 +289,20 @@ def test_a_library_block_inside_is_not_taken_for_its_parents_attention() -> None
 
     probe = run(Parent().eval(), torch.randn(2, 8, 4, 4))
     assert [site.name for site in probe.sites] == ["block"]
+
+
+def test_a_probe_goes_on_from_its_saved_state_with_what_it_has_found() -> None:
+    model, x = model_of(F.scaled_dot_product_attention), images()
+    with torch.no_grad(), nlprobe.probe(model) as whole:
+        model(x)
+        model(x)
+    with torch.no_grad(), nlprobe.probe(model) as first:
+        model(x)
+    with torch.no_grad(), nlprobe.probe(model) as second:
+        second.restore(first.state())
+        model(x)
+    assert second.frame().equals(whole.frame())
+    with nlprobe.probe(model) as finished:
+        finished.restore(whole.state())
+    assert [site.name for site in finished.sites] == ["1"]
+    assert finished.frame().equals(whole.frame())
