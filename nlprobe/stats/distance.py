@@ -29,6 +29,7 @@ class RowStatistics:
     Attributes:
         avg_dist: 1/N² Σ_i Σ_j (1 − cos(v_i, v_j))/2 over the rows that are not zero; NaN where all are.
         zero_rows: How many rows are zero and so have no direction.
+        direction: mean_i v_i/‖v_i‖ over the rows that are not zero; NaN where all are.
         mean: mean_i v_i.
         energy: mean_i ‖v_i‖².
         spread: mean_i ‖v_i − mean‖², from the residuals where it is small; √(spread/energy) is `mean_map_error`.
@@ -36,6 +37,7 @@ class RowStatistics:
 
     avg_dist: Float64[Tensor, "*batch"]
     zero_rows: Int64[Tensor, "*batch"]
+    direction: Float64[Tensor, "*batch c"]
     mean: Float64[Tensor, "*batch c"]
     energy: Float64[Tensor, "*batch"]
     spread: Float64[Tensor, "*batch"]
@@ -88,6 +90,7 @@ def row_statistics(v: Float[Tensor, "*batch n c"]) -> RowStatistics:
     return RowStatistics(
         avg_dist=_distance(sets, moments).reshape(batch),
         zero_rows=(~moments.present).sum(-1).reshape(batch),
+        direction=moments.direction.reshape(*batch, v.shape[-1]),
         mean=(moments.mean * moments.scale.unsqueeze(-1)).reshape(*batch, v.shape[-1]),
         energy=(moments.energy * square).reshape(batch),
         spread=(_spread(sets, moments) * square).reshape(batch),
