@@ -93,13 +93,15 @@ def feed(data: Data, one: Named, batch_size: int, workers: int = 0) -> Feed:
                 "give a folder of images, or a --model hf:FOLDER that holds a tokenizer",
             )
         return Lines(data, one.network.texts, one.label)
+    if one.network.pictures is None and one.network.texts is not None:
+        raise ConfigError(
+            f"`{one.label}` takes texts, and `{data.root}` holds images", "give a .txt file with one text a line"
+        )
     if one.network.pictures is None:
         raise ConfigError(
             f"`{one.label}` does not say how its images are preprocessed, and `{data.root}` holds images",
             "give --size, --mean and --std, or return the transform too"
             if is_python(one.network.source)
-            else "give a .txt file with one text a line"
-            if one.network.texts
             else "put its `preprocessor_config.json` into the folder",
         )
     return Images(data, one.network.pictures, batch_size, workers, one.label)
@@ -157,7 +159,8 @@ class Lines(Feed):
             say(f"{self.label}: going on after {start} texts")
         for line in progress(self.data.lines[start:], self.label, unit="texts"):
             inputs, cut = self.texts.encode(line.text)
-            note = f"{self.label}: line {line.id} is too long, and its last {cut} tokens are left out"
+            ending = "last token is" if cut == 1 else f"last {cut} tokens are"
+            note = f"{self.label}: line {line.id} is too long, and its {ending} left out"
             if cut and note not in self.notes:
                 self.notes.append(note)
                 say(note)

@@ -76,8 +76,13 @@ def distance_table(
         draws: How many redrawn blocks an `init-block` summary is the mean of.
         notes: Further sentences that the reader needs.
         title: The caption's first sentence.
+
+    Returns:
+        The table. Rows are called by their model; where a model has several sites, by the site.
     """
-    by_site = len({s.site for s in summaries}) > 1
+    sites_of = {model: {s.site for s in summaries if s.model == model} for model in {s.model for s in summaries}}
+    one_row_each = all(len(sites) == 1 for sites in sites_of.values())
+    one_site = len(set().union(*sites_of.values())) <= 1
     with_energy = any(summary.energy for summary in summaries)
     centred = any(column.name in summary.columns for column in CENTRED for summary in summaries)
     beside = (*(CENTRED if centred else ()), *ACCOMPANYING)
@@ -85,7 +90,8 @@ def distance_table(
         Column("row", head="", show="print"),
         Column("model", show="data"),
         Column("kind", show="data"),
-        Column("site", show="both" if by_site else "data"),
+        # Where a model has a row for each site, their names are the rows' labels, which every panel repeats.
+        Column("site", show="both" if one_row_each and not one_site else "data"),
         Column("head", show="data"),
         *(Column(name, group="cosine distance") for name in QUANTITIES),
         *beside,
@@ -95,20 +101,24 @@ def distance_table(
     rows: list[Row] = []
     for model in dict.fromkeys(summary.model for summary in summaries):
         own = [summary for summary in summaries if summary.model == model]
-        rows += [_row(summary, beside, with_energy, draws) for summary in own]
+        places = {site: place for place, site in enumerate(dict.fromkeys(summary.site for summary in own))}
+        for summary in sorted(own, key=lambda summary: places[summary.site]):
+            name = model if one_row_each else summary.site if len(sites_of) == 1 else f"{model}, {summary.site}"
+            rows.append(_row(summary, name, beside, with_energy, draws))
         if paper and model in paper:
             rows.append(_paper_row(model, paper[model], columns))
-    return Table(title, columns, tuple(rows), (*_notes(summaries, by_site), *notes), "tab:distances")
+    notes = (*_notes(summaries, one_site), *notes)
+    return Table(title, columns, tuple(rows), notes, "tab:distances")
 
 
-def _row(summary: SiteSummary, beside: Sequence[Column], with_energy: bool, draws: int) -> Row:
+def _row(summary: SiteSummary, name: str, beside: Sequence[Column], with_energy: bool, draws: int) -> Row:
     kinds = {"init-all": "at initialisation", "init-block": f"init-block ({draws} draws)"}
     parts = [kinds[summary.kind]] if summary.kind in kinds else []
     if summary.head:
         parts.append("head-averaged map" if summary.head == AVERAGED_HEAD else f"head {summary.head}")
     n = max((estimate.n for estimate in summary.quantities.values()), default=0)
     cells = (
-        Cell(", ".join(parts) or summary.model),
+        Cell(", ".join(parts) or name),
         Cell(summary.model),
         Cell(summary.kind),
         Cell(summary.site),
@@ -133,13 +143,16 @@ def _paper_row(model: str, paper: PaperRow, columns: Sequence[Column]) -> Row:
     return Row(tuple(Cell(labels.get(column.name) or paper.cells.get(column.name)) for column in columns), child=True)
 
 
-def _notes(summaries: Sequence[SiteSummary], by_site: bool) -> list[str]:
+def _notes(summaries: Sequence[SiteSummary], one_site: bool) -> list[str]:
     """Sentences that a reader needs to understand the cells that are there, and no others."""
     estimates = [e for s in summaries for e in (*s.quantities.values(), *s.columns.values())]
     kinds = {summary.kind for summary in summaries}
     notes = []
-    if summaries and not by_site:
+    models = {summary.model for summary in summaries}
+    if summaries and one_site:
         notes.append(f"Site: {summaries[0].site}.")
+    elif len(models) == 1:
+        notes.append(f"Network: {summaries[0].model}.")
     if summaries:
         queries = _range([summary.n_queries for summary in summaries])
         keys = _range([summary.n_keys for summary in summaries])

@@ -202,6 +202,7 @@ def test_each_line_of_a_text_is_an_image_of_its_own(sentence_model, sentences, t
 
 def test_data_of_the_wrong_kind_are_refused(sentence_model, sentences, photographs, capsys) -> None:
     _, err = stats(capsys, "--model", f"hf:{sentence_model}", "--data", photographs, code=2)
+    assert "takes texts, and" in err
     assert "give a .txt file with one text a line" in err
     _, err = stats(capsys, *VIT, "--data", sentences, code=2)
     assert "takes no texts" in err

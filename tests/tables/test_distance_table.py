@@ -106,9 +106,25 @@ def test_a_quantity_that_the_block_does_not_have_is_a_dash() -> None:
 def test_several_sites_are_named_and_one_goes_into_the_notes() -> None:
     one = distance_table([summary()]).render()
     assert "Site: layer3.4:after_add." in one
-    two = distance_table([summary(), summary(site="layer4.0:after_add")]).render()
-    assert "Site:" not in two
-    assert "layer4.0:after_add" in two
+    two = distance_table([summary(), summary(site="layer4.0:after_add")])
+    assert [row.cells[0].value for row in two.rows] == ["layer3.4:after_add", "layer4.0:after_add"]
+    assert "Network: net." in two.render()
+    assert "Site:" not in two.render()
+    several = distance_table([summary("a"), summary("a", site="s"), summary("b")])
+    assert [row.cells[0].value for row in several.rows] == ["a, layer3.4:after_add", "a, s", "b, layer3.4:after_add"]
+
+
+def test_every_panel_of_a_broken_table_names_the_sites() -> None:
+    table = distance_table([summary(), summary(site="layer4.0:after_add")])
+    panels = table.render("table", width=60).split("\n\n")[1:]
+    assert len([panel for panel in panels if "layer4.0:after_add" in panel]) > 1
+
+
+def test_null_models_stand_below_their_own_site() -> None:
+    kinds = ("trained", "init-all")
+    table = distance_table([summary(kind=kind, site=site) for kind in kinds for site in ("s", "t")])
+    assert [row.cells[0].value for row in table.rows] == ["s", "at initialisation", "t", "at initialisation"]
+    assert [row.cells[3].value for row in table.rows] == ["s", "s", "t", "t"]
 
 
 def test_the_energy_shares_are_there_when_they_were_measured() -> None:
