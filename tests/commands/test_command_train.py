@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from nlprobe.checkpoints import read_checkpoint
 from nlprobe.cli import run
+from nlprobe.commands import train as train_command
 from nlprobe.commands.training_progress import TrainingProgress
 from nlprobe.data import write_miniature_imagenet
-from nlprobe.training import Engine
+from nlprobe.models import build, entry
+from nlprobe.training import Engine, recipe
 
 MODEL = "miniature-imagenet/resnet-nl"
 SMALL = ["--batch-size", "8", "--epochs", "2", "--device", "cpu"]
@@ -196,6 +200,70 @@ def test_mistakes_are_explained(
 def test_a_loss_that_explodes_ends_with_1_and_keeps_the_last_epoch(data: Path, tmp_path: Path, capsys) -> None:
     assert train(data, tmp_path / "run", "--learning-rate", "1e30") == 1
     assert "the loss is" in capsys.readouterr().err
+
+
+def plan(data: Path, capsys, *more: str) -> str:
+    assert train(data, Path("nowhere"), "--dry-run", *more) == 0
+    return capsys.readouterr().out
+
+
+def test_the_learning_rate_is_scaled_to_the_batch_on_request(data: Path, capsys, monkeypatch) -> None:
+    """The miniature recipe has 0.05 for 32 images."""
+    assert "learning rate: 0.05 (cosine" in plan(data, capsys)
+    assert "learning rate: 0.0125 = 0.05 × 0.25 (cosine" in plan(data, capsys, "--scale-lr")
+    assert "learning rate: 0.1 = 0.4 × 0.25" in plan(data, capsys, "--scale-lr", "--learning-rate", "0.4")
+    chosen = recipe("miniature-imagenet")
+    monkeypatch.setattr(train_command, "recipe", lambda name: chosen.override({"batch_size": 4}))
+    assert "learning rate: 0.1 = 0.05 × 2" in plan(data, capsys, "--scale-lr")
+
+
+def test_the_batch_of_a_process_may_be_given_instead(data: Path, tmp_path: Path, capsys) -> None:
+    one = ["train", MODEL, "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", "--dry-run"]
+    assert run([*one, "--batch-per-process", "4"]) == 0
+    assert "effective batch: 4 images\n" in capsys.readouterr().out
+    assert run([*one, "--batch-per-process", "4", "--batch-size", "4"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+
+
+def test_the_plan_says_what_is_special(data: Path, capsys) -> None:
+    text = plan(
+        data,
+        capsys,
+        *("--accumulate", "2", "--amp", "bf16", "--set", "frozen=['c1','c2']", "--set", "batch_norm=frozen"),
+        *("--set", "optimiser.kind=adamw", "--set", "optimiser.clip_norm=2", "--set", "optimiser.rules=['fc.* lr=10']"),
+    )
+    for part in (
+        "effective batch: 8 images = 2 parts × 4",
+        "adamw, betas 0.9, 0.999, weight decay 0.0005 (not for norms and biases); fc.* lr=10, gradients clipped at 2",
+        "frozen: c1, c2, all norms of the trunk",
+        "device: cpu, mixed precision bf16, channels last",
+    ):
+        assert part in text
+
+
+def test_a_run_from_pretrained_weights_goes_on_and_replays(data: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    weights = tmp_path / "trunk.pth"
+    config = replace(entry(MODEL).config, insertions=(), classes=1000)
+    torch.save(build(config, seed=5).state_dict(), weights)
+    monkeypatch.chdir(tmp_path)
+    assert train(data, tmp_path / "run", "--pretrained", "trunk.pth") == 0
+    assert "pretrained: trunk.pth, without its classifier" in capsys.readouterr().err
+    assert read_checkpoint(tmp_path / "run").metadata["pretrained"]["file"] == "trunk.pth"
+    monkeypatch.chdir(data)
+    assert run(["train", "--resume", "--out", str(tmp_path / "run"), "--epochs", "3"]) == 0
+    assert train(data, tmp_path / "other", "--pretrained", str(weights), "--pretrained-classifier") == 4
+    assert train(data, tmp_path / "other", "--pretrained-classifier") == 2
+    assert "give --pretrained" in capsys.readouterr().err
+
+
+def test_resume_says_that_the_number_of_processes_differs(data: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    assert train(data, out) == 0
+    state = torch.load(out / "state.pt", weights_only=True)
+    state["settings"]["resolved"]["processes"] = 2
+    torch.save(state, out / "state.pt")
+    assert run(["train", "--resume", "--out", str(out), "--epochs", "3"]) == 0
+    assert "`processes` was 2, is now 1" in capsys.readouterr().err
 
 
 NLPROBE = [sys.executable, "-c", "from nlprobe.cli import main; main()"]

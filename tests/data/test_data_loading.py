@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nlprobe.data import Augmentation, Batch, Batches, Preprocessing, UnreadableImageError, open_dataset
-from nlprobe.data.loading import BatchOrder, derived_seed
-from nlprobe.errors import DataError
+from nlprobe.data.loading import BatchOrder, Share, derived_seed
+from nlprobe.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing(12, 12)
 RANDOM = Augmentation(area=(0.5, 1.0)).transform(PREPROCESSING)
@@ -108,3 +108,48 @@ def test_derived_seeds_depend_on_every_number_and_their_order() -> None:
     seeds = {derived_seed(*numbers) for numbers in ((0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0), (0, 0, 0, 1))}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, 2), (2, 1), (2, 2), (3, 2)])
+def test_processes_together_take_the_batches_of_one(processes: int, parts: int) -> None:
+    whole = list(BatchOrder(40, 12, seed=0))
+    orders = [BatchOrder(40, 12, seed=0, share=Share(rank, processes), parts=parts) for rank in range(processes)]
+    assert {len(order) for order in orders} == {3}
+    own = [list(order) for order in orders]
+    assert {len(pieces) for pieces in own} == {3 * parts}
+    for step, batch in enumerate(whole):
+        pieces = [own[rank][step * parts + part] for part in range(parts) for rank in range(processes)]
+        assert [key for piece in pieces for key in piece] == batch
+        assert {len(piece) for piece in pieces} == {12 // processes // parts}
+
+
+def test_going_on_within_an_epoch_counts_steps_and_not_their_parts() -> None:
+    order = BatchOrder(40, 12, seed=0, share=Share(1, 2), parts=3)
+    whole = list(order)
+    order.start = 1
+    assert list(order) == whole[3:]
+
+
+def test_in_order_whole_batches_are_dealt_out() -> None:
+    whole = list(BatchOrder(10, 4))
+    assert [len(batch) for batch in whole] == [4, 4, 2]
+    assert list(BatchOrder(10, 4, share=Share(0, 2))) == whole[::2]
+    assert list(BatchOrder(10, 4, share=Share(1, 2))) == whole[1::2]
+    assert list(BatchOrder(10, 4, share=Share(3, 4))) == []
+
+
+def test_a_batch_that_cannot_be_cut_into_equal_parts_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a batch of 32 .* 3 processes\n.* 30 or 33"):
+        BatchOrder(100, 32, seed=0, share=Share(0, 3))
+    with pytest.raises(ConfigError, match=r"such as 8$"):
+        BatchOrder(100, 4, seed=0, share=Share(0, 8))
+    BatchOrder(100, 32, share=Share(0, 3))
+
+
+def test_samples_do_not_depend_on_who_loads_them(imagenet: Path) -> None:
+    whole = list(loaded(imagenet).epoch(1))
+    dataset = open_dataset(imagenet, "train")
+    halves = [Batches(dataset, RANDOM, 2, seed=3, share=Share(rank, 2)) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *(half.epoch(1) for half in halves), strict=True):
+        assert first.ids + second.ids == batch.ids
+        assert torch.equal(torch.cat([first.images, second.images]), batch.images)

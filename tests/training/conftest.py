@@ -4,22 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from training_reference import Stripes
+from training_reference import CONFIG, Stripes
 
-from nlprobe.blocks import NonLocalConfig
 from nlprobe.data import Augmentation, ImageDataset, Preprocessing
-from nlprobe.models import Insertion, ResNetConfig
+from nlprobe.models import ResNetConfig
 from nlprobe.training import Recipe
 from nlprobe.training.run import Run
 from nlprobe.training.schedules import Schedule
 
-CONFIG = ResNetConfig(
-    layers=(1, 1, 2, 1),
-    block="basic",
-    width=4,
-    classes=2,
-    insertions=(Insertion(NonLocalConfig(), "c3", blocks=(0,), place="after_add"),),
-)
 RECIPE = replace(
     Recipe("toy"),
     epochs=3,
@@ -36,8 +28,10 @@ MakeRun = Callable[..., Run]
 def make_run() -> MakeRun:
     """A function that makes a toy run; settings of the recipe can be overridden."""
 
-    def make(seed: int = 0, training: ImageDataset | None = None, **settings: object) -> Run:
+    def make(
+        seed: int = 0, training: ImageDataset | None = None, config: ResNetConfig = CONFIG, **settings: object
+    ) -> Run:
         recipe = RECIPE.override({key.replace("__", "."): value for key, value in settings.items()})
-        return Run(None, CONFIG, recipe, training or Stripes(40), Stripes(16, 1000), seed)
+        return Run(None, config, recipe, training or Stripes(40), Stripes(16, 1000), seed)
 
     return make

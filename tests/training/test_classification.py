@@ -146,3 +146,14 @@ def replace_labels(batch: Batch) -> Batch:
 def test_scores_are_plain_data() -> None:
     scores = Scores(["a"], np.array([0]), np.array([0.5]), 10)
     assert replace(scores, classes=3).means() == {"loss": 0.5, "top1": 1.0}
+
+
+def test_scores_of_several_processes_are_those_of_one_in_its_order() -> None:
+    one = Scores(["a", "c"], np.array([0, 2]), np.array([0.1, 0.3]), 10)
+    two = Scores(["b"], np.array([1]), np.array([0.2]), 10)
+    nothing = Scores([], np.empty(0, np.int64), np.empty(0), 0)
+    joined = Scores.joined([one, two, nothing], ["a", "b", "gone", "c"])
+    assert joined.ids == ["a", "b", "c"]
+    assert joined.ranks.tolist() == [0, 1, 2]
+    assert joined.losses.tolist() == [0.1, 0.2, 0.3]
+    assert joined.classes == 10

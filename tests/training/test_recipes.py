@@ -47,6 +47,13 @@ def test_settings_that_only_go_together_are_set_together() -> None:
     assert changed.schedule.milestones == (30.0, 60.0)
 
 
+def test_lists_of_texts_are_taken() -> None:
+    changed = recipe("imagenet").override({"frozen": ["c1", "c2"], "optimiser.rules": ["fc.* lr=10"]})
+    assert changed.frozen == ("c1", "c2")
+    assert changed.optimiser.rules == ("fc.* lr=10",)
+    assert Recipe.from_dict(changed.as_dict()) == changed
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -64,6 +71,13 @@ def test_settings_that_only_go_together_are_set_together() -> None:
         ("augmentation.area", ["a", 1], "give a list of numbers"),
         ("preprocessing.interpolation", 3, "give text"),
         ("label_smoothing", 1.0, "less than 1"),
+        ("accumulate", 0, "use 1 or more"),
+        ("amp", "fp61", "did you mean `fp16`"),
+        ("batch_norm", "synced", "did you mean `sync`"),
+        ("frozen", "c1", "give a list of texts"),
+        ("frozen", [1], "give a list of texts"),
+        ("optimiser.rules", [3], "give a list of texts"),
+        ("optimiser.betas", [0.9, 1.0], "two numbers"),
     ],
 )
 def test_wrong_overrides_are_named(key: str, value: object, message: str) -> None:

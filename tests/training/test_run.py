@@ -1,20 +1,25 @@
 """A run's folder: checkpoints that read by themselves, a log, and a state from which it goes on."""
 
 import csv
+import hashlib
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from training_reference import CONFIG
 
 from nlprobe.checkpoints import fingerprint, initial_model, read_checkpoint
-from nlprobe.errors import ConfigError, DataError
+from nlprobe.errors import CheckpointError, ConfigError, DataError
+from nlprobe.models import build
 from nlprobe.training import Engine, Observer, keeping
 from nlprobe.training.keeping import Keeper
 from nlprobe.training.run import Run, refuse_incompatible
-from nlprobe.training.state import load_state, save_state
+from nlprobe.training.state import clear, differences, load_state, remove_partial, save_state
 
 CPU = torch.device("cpu")
 VERSIONS = {"torch": "0"}
@@ -108,3 +113,78 @@ def test_settings_are_flat_and_complete(make_run) -> None:
     assert settings["config.width"] == 4
     assert settings["data.images"] == 40
     assert settings["seed"] == 0
+
+
+def pretrained_file(folder: Path, classes: int, suffix: str) -> Path:
+    """Weights of the trunk alone, as torchvision would have saved them."""
+    trunk = build(replace(CONFIG, classes=classes, insertions=()), seed=99)
+    if suffix == ".pth":
+        torch.save(trunk.state_dict(), folder / "trunk.pth")
+    else:
+        save_file(trunk.state_dict(), folder / "trunk.safetensors")
+    return folder / f"trunk{suffix}"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_run_begins_with_pretrained_weights_and_says_so(make_run, tmp_path: Path, suffix: str) -> None:
+    own, path = make_run(), pretrained_file(tmp_path, 1000, suffix)
+    run = replace(own, pretrained=path)
+    begun, drawn = run.build().state_dict(), own.build().state_dict()
+    trunk = build(replace(CONFIG, classes=1000, insertions=()), seed=99).state_dict()
+    for name, value in begun.items():
+        expected = drawn if name.startswith(("fc.", "layer2.0.after_add.")) else trunk
+        assert torch.equal(value, expected[name])
+    metadata = run.metadata(VERSIONS)
+    assert metadata["pretrained"]["file"] == path.name
+    assert metadata["pretrained"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert metadata["initial_fingerprint"] == fingerprint(run.build()) != fingerprint(own.build())
+    with pytest.raises(ConfigError, match=r"started with `pretrained\.sha256`"):
+        refuse_incompatible(differences(own.settings(), run.settings()), 0)
+
+
+def test_the_classifier_comes_along_on_request_and_has_to_fit(make_run, tmp_path: Path) -> None:
+    two = replace(make_run(), pretrained=pretrained_file(tmp_path, 2, ".pth"), classifier=True)
+    assert torch.equal(two.build().fc.weight, build(replace(CONFIG, insertions=()), seed=99).fc.weight)
+    thousand = replace(two, pretrained=pretrained_file(tmp_path, 1000, ".pth"))
+    with pytest.raises(CheckpointError, match=r"`fc\.weight` has the shape"):
+        thousand.build()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optimiser__kind": "adamw"},
+        {"optimiser__rules": ["fc.* lr=2"]},
+        {"optimiser__decay_norms": False},
+        {"frozen": ["c1"]},
+        {"batch_norm": "frozen"},
+    ],
+)
+def test_what_the_optimisers_memory_hangs_on_may_not_change(make_run, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="the run was started with `recipe"):
+        refuse_incompatible(differences(make_run().settings(), make_run(**settings).settings()), 0)
+
+
+def test_the_state_is_kept_within_epochs_on_request(make_run, tmp_path: Path) -> None:
+    run, seen = make_run(epochs=2), []
+
+    class Look(Observer):
+        def step_done(self, engine: Engine) -> None:
+            if (tmp_path / "state.pt").exists():
+                at = load_state(tmp_path)["progress"]
+                seen.append((engine.progress.epoch, engine.progress.step, at["epoch"], at["step"]))
+
+    kept = Keeper(tmp_path, run.metadata(VERSIONS), {}, save_every=2)
+    run.engine(CPU, observers=[kept, Look()]).train()
+    # Steps are counted through: 2, 4, the epoch's end after 5, then 6 and 8.
+    within = [(0, 2, 0, 2), (0, 3, 0, 2), (0, 4, 0, 4), (0, 5, 0, 4)]
+    assert seen == [*within, (1, 1, 1, 1), (1, 2, 1, 1), (1, 3, 1, 3), (1, 4, 1, 3), (1, 5, 1, 3)]
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    for name in (".state.pt.x1.partial", ".best.safetensors.y2.partial", ".mine.partial", "notes.txt", "log.csv"):
+        (tmp_path / name).write_text("")
+    remove_partial(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.partial", "notes.txt", "log.csv"}
+    clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.partial", "notes.txt"}

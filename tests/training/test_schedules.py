@@ -82,3 +82,20 @@ def test_cosine_ends_near_zero_and_is_half_in_the_middle() -> None:
 def test_impossible_schedules_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match="schedule"):
         Schedule(**wrong)
+
+
+def test_a_warm_up_in_steps_is_the_one_in_epochs() -> None:
+    by_steps = Schedule("polynomial", warmup_steps=8, warmup_start=0.1)
+    assert factors(by_steps) == factors(Schedule("polynomial", warmup_epochs=2.0, warmup_start=0.1))
+    with pytest.raises(ConfigError, match="in one of the two"):
+        Schedule(warmup_steps=3, warmup_epochs=1.0)
+
+
+def test_an_end_is_torchs_least_learning_rate() -> None:
+    found = factors(Schedule("cosine", "epoch", end=0.2))[::4]
+    assert found == pytest.approx(torchs(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=10, eta_min=0.2))
+    # mmsegmentation's: (base - min) * factor + min
+    polynomial = factors(Schedule("polynomial", power=2.0, end=0.01))
+    assert polynomial == pytest.approx([0.99 * (1 - step / 40) ** 2 + 0.01 for step in range(40)])
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        Schedule(end=1.5)

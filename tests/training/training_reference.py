@@ -1,6 +1,7 @@
 """A learnable toy set in memory, and the training loop as a tutorial would write it."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,21 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from nlprobe.blocks import ContextConfig, NonLocalConfig
 from nlprobe.data import ImageDataset, derived_seed
-from nlprobe.models import ResNet
+from nlprobe.models import Insertion, ResNet, ResNetConfig
 from nlprobe.training.run import Run
+
+CONFIG = ResNetConfig(
+    layers=(1, 1, 2, 1),
+    block="basic",
+    width=4,
+    classes=2,
+    insertions=(Insertion(NonLocalConfig(), "c3", blocks=(0,), place="after_add"),),
+)
+
+# No statistics over a batch once the trunk's norms are frozen, so that it does not matter how batches are cut.
+GLOBAL_CONTEXT = replace(CONFIG, insertions=(Insertion(ContextConfig.gc(2), "c3", blocks=(0,)),))
 
 
 class Stripes(ImageDataset):
