@@ -38,10 +38,15 @@ SAID = ("block", "channels", "dimension", "heads", "groups")
 
 @click.command("inspect")
 @click.argument("network", required=False)
-@network_options
+@network_options(without=("labels", "random_weights", "size", "mean", "std"))
+@click.option(
+    "--size",
+    type=click.IntRange(min=8),
+    help="Side of the image for which positions are counted; by default as preprocessing makes it.",
+)
 @click.option("--data", type=click.Path(path_type=str), help="Count positions for the first item of these data.")
 @format_option()
-def command(network: str | None, chosen: Chosen, data: str | None, format: str) -> None:
+def command(network: str | None, chosen: Chosen, size: int | None, data: str | None, format: str) -> None:
     """List the attention sites of a network.
 
     NETWORK is a checkpoint, a run's folder, or LIBRARY:NAME as for --model. The table has a row for each site: its name
@@ -56,8 +61,8 @@ def command(network: str | None, chosen: Chosen, data: str | None, format: str) 
       nlprobe inspect python:mymodel:make --size 128
     """
     asked = _asked(network, chosen)
-    (one,) = read_networks(replace(asked, size=None, random_weights=True))
-    inputs = _inputs(one, chosen.size, data)
+    (one,) = read_networks(replace(asked, random_weights=True))
+    inputs = _inputs(one, size, data)
     sites = sized_sites(one.model, inputs)
     if format == "json":
         result(json.dumps(_payload(one, sites, inputs), indent=1))

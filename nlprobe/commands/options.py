@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -89,15 +89,15 @@ class Chosen:
     std: str | None = None
 
 
-_NETWORK_OPTIONS = (
-    click.option(
+_NETWORK_OPTIONS = {
+    "checkpoints": click.option(
         "--ckpt",
         "checkpoints",
         multiple=True,
         type=click.Path(path_type=Path),
-        help="A checkpoint or a run's folder; repeat it for one table of several.",
+        help="A checkpoint or a run's folder; repeatable.",
     ),
-    click.option(
+    "models": click.option(
         "--model",
         "models",
         multiple=True,
@@ -105,13 +105,13 @@ _NETWORK_OPTIONS = (
         help="A network of another library: timm:NAME, torchvision:NAME, hf:FOLDER, python:package.module:callable; "
         "repeatable.",
     ),
-    click.option(
+    "labels": click.option(
         "--label",
         "labels",
         multiple=True,
         help="What a network is called in the table; once for each --ckpt, then once for each --model.",
     ),
-    click.option(
+    "weights": click.option(
         "--weights",
         "weights",
         multiple=True,
@@ -119,42 +119,38 @@ _NETWORK_OPTIONS = (
         metavar="FILE",
         help="Weights of a --model, .safetensors or .pth; once for each but hf:, or not at all: then they are random.",
     ),
-    click.option("--random-weights", is_flag=True, help="Take random weights for an hf: folder that has none."),
-    click.option("--download", is_flag=True, help="Let hf: fetch what is not on this machine."),
-    click.option(
-        "--size",
-        type=click.IntRange(min=8),
-        help="Side of the images of a python: network that brings no transform.",
+    "random_weights": click.option(
+        "--random-weights", is_flag=True, help="Take random weights for an hf: folder that has none."
     ),
-    click.option("--mean", metavar="R,G,B", help="Mean of its images' channels, of values from 0 to 1."),
-    click.option("--std", metavar="R,G,B", help="Standard deviation of the same."),
-)
+    "download": click.option("--download", is_flag=True, help="Let hf: fetch what is not on this machine."),
+    "size": click.option(
+        "--size", type=click.IntRange(min=8), help="Side of the images of a python: network that brings no transform."
+    ),
+    "mean": click.option("--mean", metavar="R,G,B", help="Mean of its images' channels, of values from 0 to 1."),
+    "std": click.option("--std", metavar="R,G,B", help="Standard deviation of the same."),
+}
 
 
-def network_options(command: Function) -> Function:
-    """The flags that say which networks: the command gets them as one argument `chosen`."""
+def network_options(*, without: Collection[str] = ()) -> Decorator:
+    """The flags that say which networks: the command gets them as one argument `chosen`.
 
-    @functools.wraps(command)
-    def with_networks(
-        *arguments: Any,
-        checkpoints: tuple[Path, ...],
-        models: tuple[str, ...],
-        labels: tuple[str, ...],
-        weights: tuple[Path, ...],
-        random_weights: bool,
-        download: bool,
-        size: int | None,
-        mean: str | None,
-        std: str | None,
-        **others: Any,
-    ) -> Any:
-        chosen = Chosen(checkpoints, models, labels, weights, random_weights, download, size, mean, std)
-        return command(*arguments, chosen=chosen, **others)
+    Args:
+        without: Fields of `Chosen` that the command has no flag for.
+    """
+    names = [name for name in _NETWORK_OPTIONS if name not in without]
 
-    decorated: Any = with_networks
-    for option in reversed(_NETWORK_OPTIONS):
-        decorated = option(decorated)
-    return cast(Function, decorated)
+    def decorate(command: Function) -> Function:
+        @functools.wraps(command)
+        def with_networks(*arguments: Any, **settings: Any) -> Any:
+            chosen = Chosen(**{name: settings.pop(name) for name in names})
+            return command(*arguments, chosen=chosen, **settings)
+
+        decorated: Any = with_networks
+        for name in reversed(names):
+            decorated = _NETWORK_OPTIONS[name](decorated)
+        return cast(Function, decorated)
+
+    return decorate
 
 
 def format_option(default: str = "table", formats: tuple[str, ...] = FORMATS) -> Decorator:

@@ -52,7 +52,7 @@ FREE = ("format", "workers", "device", "paper", "positions", "by-site", "by-head
 
 
 @click.command("stats")
-@network_options
+@network_options()
 @click.option(
     "--data",
     required=True,

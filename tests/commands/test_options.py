@@ -71,7 +71,7 @@ def test_the_networks_come_as_one_argument() -> None:
     taken: list[tuple[Chosen, int]] = []
 
     @click.command()
-    @network_options
+    @network_options()
     @click.option("--other", default=3)
     def command(chosen: Chosen, other: int) -> None:
         """Words of help."""
@@ -83,3 +83,14 @@ def test_the_networks_come_as_one_argument() -> None:
     assert taken == [(expected, 3)]
     assert command.help == "Words of help."
     assert {parameter.name for parameter in command.params} > {"checkpoints", "models", "labels", "weights", "other"}
+
+
+def test_a_command_may_do_without_some_of_their_flags() -> None:
+    @click.command()
+    @network_options(without=("size", "mean", "std"))
+    @click.option("--size", default=7)
+    def command(chosen: Chosen, size: int) -> None:
+        assert (chosen.size, size) == (None, 7)
+
+    command.main([], standalone_mode=False)
+    assert "mean" not in {parameter.name for parameter in command.params}
