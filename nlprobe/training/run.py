@@ -26,7 +26,7 @@ _VALIDATION_BATCH = 64
 _ORDER = ("recipe.batch_size", "data.images", "data.sha256")
 # The optimiser's memory is laid out by these.
 _LAYOUT = ("recipe.optimiser.kind", "recipe.optimiser.decay_norms", "recipe.optimiser.rules", "recipe.frozen")
-_FIXED = ("model", "seed", "recipe.batch_norm", *_LAYOUT)
+_FIXED = ("model", "seed", "pretrained.sha256", "pretrained.classifier", "recipe.batch_norm", *_LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def refuse_incompatible(changed: Mapping[str, tuple[Any, Any]], step: int) -> No
         ConfigError: another network or seed; or, within an epoch, another order of samples.
     """
     for key, (then, now) in changed.items():
-        if key in _FIXED or key.startswith(("config.", "pretrained.")):
+        if key in _FIXED or key.startswith("config."):
             raise ConfigError(
                 f"the run was started with `{key}` {then}, not {now}", "start a new run in another folder"
             )
