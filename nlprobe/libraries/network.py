@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor, nn
 
@@ -44,11 +45,11 @@ class Pictures:
         first, second = (self.transform(_noise(*size)).shape for size in TRIAL_SIZES)
         return (first[-2], first[-1]) if first == second else None
 
-    def example(self) -> Tensor:
+    def example(self) -> Shaped[Tensor, "1 c h w"]:
         """A batch of one image of noise as it would come from a picture, (1, C, H, W)."""
         return self.transform(_noise(*TRIAL_SIZES[0])).unsqueeze(0)
 
-    def inputs(self, images: Tensor) -> Tensor | dict[str, Tensor]:
+    def inputs(self, images: Shaped[Tensor, "b c h w"]) -> Tensor | dict[str, Tensor]:
         """A batch of images as the network takes it."""
         return images if self.argument is None else {self.argument: images}
 
