@@ -1,7 +1,6 @@
 """Statistics of the logit rows q_i·k_j, without the N×M matrix that they make."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from nlprobe.stats.distance import REFINE_BELOW
 from nlprobe.stats.results import ProductStatistics
+from nlprobe.stats.short_products import ProductSums, is_short, short_products
 from nlprobe.stats.streaming import UNDERFLOW, block_elements, kernel, require_finite, spans, wide, widened
 
 LARGE = 1 << 28
@@ -40,7 +40,7 @@ def product_statistics(
 
     O((N + M)·d²), or O(N·M·d) where that is less (few keys), memory O(d² + N) and a block. float64; large sets are
     first tried with float32 products, which are kept if the error of n_i² that a sample of rows shows leaves every
-    result within `ACCEPTED_ERROR`.
+    result within `ACCEPTED_ERROR`, and short ones in few float32 passes (`short_products`), kept where these are good.
 
     Args:
         query: Queries as they enter the product; half precision is widened first.
@@ -54,35 +54,45 @@ def product_statistics(
         NlprobeError: query or key holds NaN or infinity.
     """
     batch = query.shape[:-2]
-    queries, keys = (widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key))
-    n, d, m = queries.shape[-2], queries.shape[-1], keys.shape[-2]
-    parts = []
-    for sets in spans(queries.shape[0], 8 * block_elements(queries.device) // max(1, (n + m) * d)):
-        parts.append(_sets(queries[sets], keys[sets]))
-    found = {name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])}
+    found = {name: value.reshape(batch) for name, value in vars(_found(query, key)).items()}
     if not bool(torch.isfinite(found["pairwise"] + found["unary"]).all()):
         require_finite(query=query, key=key)
     pairwise, unary = found["pairwise"] * scale**2, found["unary"] * scale**2
     return ProductStatistics(
-        avg_dist=found["distance"].reshape(batch),
-        zero_rows=found["zero_rows"].reshape(batch),
-        logit_std=(pairwise + unary).sqrt().reshape(batch),
-        pairwise=pairwise.reshape(batch),
-        unary=unary.reshape(batch),
+        avg_dist=found["distance"],
+        zero_rows=found["zero_rows"].long(),
+        logit_std=(pairwise + unary).sqrt(),
+        pairwise=pairwise,
+        unary=unary,
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Results for each of g sets, in float64."""
+def _found(query: Tensor, key: Tensor) -> ProductSums:
+    """The statistics of all sets, one after the other: of short float32 ones in few passes where these do."""
+    (n, d), m = query.shape[-2:], key.shape[-2]
+    if not (query.dtype == key.dtype == torch.float32 and query.numel() and is_short(n, m, d, query.device)):
+        return _grouped(*(widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key)))
+    heads = query.shape[-3] if query.dim() > 2 else 1
+    queries, keys = (widened(t).reshape(-1, heads, *t.shape[-2:]) for t in (query, key))
+    found, kept = short_products(queries, keys)
+    if not bool(kept.all()):
+        again = _grouped(queries[~kept], keys[~kept])
+        for name, value in vars(found).items():
+            value[~kept] = vars(again)[name].to(value.dtype)
+    return found
 
-    distance: Tensor
-    zero_rows: Tensor
-    pairwise: Tensor
-    unary: Tensor
+
+def _grouped(query: Tensor, key: Tensor) -> ProductSums:
+    """The statistics of sets (s, n, d) and (s, m, d), several small ones at a time."""
+    (n, d), m = query.shape[-2:], key.shape[-2]
+    parts = [
+        _sets(query[sets], key[sets])
+        for sets in spans(query.shape[0], 8 * block_elements(query.device) // max(1, (n + m) * d))
+    ]
+    return ProductSums(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
-def _sets(query: Tensor, key: Tensor) -> _Found:
+def _sets(query: Tensor, key: Tensor) -> ProductSums:
     """The statistics of g sets at once, (g, n, d) and (g, m, d)."""
     (n, d), m = query.shape[-2:], key.shape[-2]
     by_rows = n * m < (n + m) * d
@@ -93,7 +103,7 @@ def _sets(query: Tensor, key: Tensor) -> _Found:
     return _double_precision(query, key, by_rows)
 
 
-def _double_precision(query: Tensor, key: Tensor, by_rows: bool) -> _Found:
+def _double_precision(query: Tensor, key: Tensor, by_rows: bool) -> ProductSums:
     n, m = query.shape[-2], key.shape[-2]
     size, key_size = magnitude(query, (-1,)), magnitude(key, (-2, -1)).expand(-1, m, -1)  # (g, n, 1), (g, m, 1)
     first = wide(key[:, :1]) / key_size[:, :1]
@@ -135,7 +145,7 @@ def _double_precision(query: Tensor, key: Tensor, by_rows: bool) -> _Found:
             total += _quadratic(rows - first_query - query_offset, metric, by_rows).sum(-1)
         pairwise = total / (n * m)
     factor = (query_size * key_size[:, :1]).flatten().square()
-    return _Found(
+    return ProductSums(
         distance=torch.where(count > 0, distance, torch.nan),
         zero_rows=n - count,
         pairwise=pairwise * factor,
@@ -197,7 +207,7 @@ def magnitude(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where(largest > 0, largest, 1.0)
 
 
-def _single_precision(query: Tensor, key: Tensor) -> _Found | None:
+def _single_precision(query: Tensor, key: Tensor) -> ProductSums | None:
     """The same from float32 products, or None where the error that a sample shows is too large for a result."""
     (n, d), m = query.shape[-2:], key.shape[-2]
     gram, key_sum = wide(key.new_zeros(key.shape[0], d, d)), wide(key.new_zeros(key.shape[0], 1, d))
@@ -240,4 +250,4 @@ def _single_precision(query: Tensor, key: Tensor) -> _Found | None:
     accepted = (distance_error <= ACCEPTED_ERROR * distance) & (pairwise_error <= ACCEPTED_ERROR * pairwise)
     if not bool((accepted & torch.isfinite(pairwise)).all()):
         return None
-    return _Found(distance=distance, zero_rows=n - count, pairwise=pairwise, unary=unary)
+    return ProductSums(distance=distance, zero_rows=n - count, pairwise=pairwise, unary=unary)

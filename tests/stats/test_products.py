@@ -67,7 +67,7 @@ def test_rotating_queries_and_keys_together_changes_nothing(size: tuple[int, int
 @properties
 @given(sizes, st.integers(0, 999))
 def test_permuting_and_duplicating_positions_change_nothing(size: tuple[int, int, int], seed: int) -> None:
-    query, key = pair(*size, seed)
+    query, key = (t.double() for t in pair(*size, seed))
     found = product_statistics(query.flip(0).repeat(3, 1), key.repeat(2, 1).flip(0))
     expected = product_statistics(query, key)
     for name in ("avg_dist", "pairwise", "unary", "logit_std"):
