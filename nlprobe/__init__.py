@@ -29,7 +29,7 @@ _HOMES = {
     "load": "nlprobe.checkpoints",
 }
 
-_PACKAGES = ("blocks", "checkpoints", "data", "models", "plots", "probe", "stats", "tables", "training")
+_PACKAGES = ("blocks", "checkpoints", "data", "libraries", "models", "plots", "probe", "stats", "tables", "training")
 
 __all__ = [
     "AttentionModule",

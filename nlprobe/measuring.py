@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nlprobe.errors import DataError
 from nlprobe.files import atomic_path
 from nlprobe.probe import InitBlock, Probe, Site, SiteAudit, init_block, probe
-from nlprobe.probe.measure import Precision
+from nlprobe.probe.measurement import Precision
 from nlprobe.probe.sites import SiteSelection
 from nlprobe.stats.intervals import Estimate, paired_difference
 from nlprobe.stats.records import QUANTITIES

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "nlprobe"
 
 ALLOWED = {
+    "__main__": {"cli"},
     "errors": set(),
     "suggestions": set(),
     "files": {"errors"},

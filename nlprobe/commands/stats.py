@@ -34,7 +34,7 @@ from nlprobe.files import new_folder, refuse_existing
 from nlprobe.libraries import Drawn
 from nlprobe.measuring import Journal, Measured, Rectangle, measure_network
 from nlprobe.models import names, paper_distances
-from nlprobe.probe.measure import Precision
+from nlprobe.probe.measurement import Precision
 from nlprobe.results import EXTENSIONS, results, write_results
 from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
 from nlprobe.suggestions import did_you_mean

@@ -7,19 +7,23 @@ from nlprobe.data.loading import Batch, Batches, derived_seed
 from nlprobe.data.miniature import write_miniature_imagenet
 from nlprobe.data.opening import open_dataset, open_parts
 from nlprobe.data.preprocessing import Preprocessing
+from nlprobe.data.texts import Line, TextFile, read_texts
 
 __all__ = [
     "Augmentation",
     "Batch",
     "Batches",
     "ImageDataset",
+    "Line",
     "Preprocessing",
     "Sample",
+    "TextFile",
     "UnreadableImageError",
     "data_fingerprint",
     "derived_seed",
     "open_dataset",
     "open_parts",
     "read_image",
+    "read_texts",
     "write_miniature_imagenet",
 ]

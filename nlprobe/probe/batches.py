@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlprobe.probe.measure import Measurement, Moments
+from nlprobe.probe.measurement import Measurement, Moments
 from nlprobe.stats.records import KEY_COLUMNS, VALUE_COLUMNS, typed
 
 Columns = dict[str, np.ndarray]

@@ -19,7 +19,8 @@ from nlprobe.probe.audit import SiteAudit, check
 from nlprobe.probe.batches import Batch, RecordTable, SiteBatch
 from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_adapter, shielded
 from nlprobe.probe.energy import DataSetMoments
-from nlprobe.probe.measure import Precision, Wanted, measure, refuse_unknown
+from nlprobe.probe.measure import measure
+from nlprobe.probe.measurement import Precision, Wanted, refuse_unknown
 from nlprobe.probe.positions import ImageBatch, prefix_tokens
 from nlprobe.probe.selections import Rectangle
 from nlprobe.probe.sites import Site, SiteSelection, compiled, known_sites, select, site_name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nlprobe.probe.measure import Moments
+from nlprobe.probe.measurement import Moments
 
 
 @dataclass

@@ -12,7 +12,7 @@ from nlprobe.errors import ConfigError
 from nlprobe.probe.adapters import Adapter, Capture, PairwiseCapture
 from nlprobe.probe.batches import SiteBatch
 from nlprobe.probe.capture import Probe
-from nlprobe.probe.measure import Wanted
+from nlprobe.probe.measurement import Wanted
 from nlprobe.probe.sites import Site, SiteSelection
 from nlprobe.stats import (
     concat_map_statistics,

@@ -1,4 +1,4 @@
-"""Which positions are measured: all, those that are not padding, those that are not prefix tokens, a rectangle."""
+"""Which positions are measured: all or those that are not padding, with and without prefix tokens; a rectangle."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,6 +15,21 @@ Rectangle = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some sets of a capture, with the chosen queries and keys.
+
+    Attributes:
+        capture: The capture, restricted; its keys are those of the product.
+        keys: The key vectors at the chosen positions.
+        prefix: How many of the chosen queries, which come first, are prefix tokens.
+    """
+
+    capture: PairwiseCapture
+    keys: Tensor | None
+    prefix: int
+
+
+@dataclass(frozen=True)
 class Selection:
     """A choice of queries and keys.
 
@@ -22,39 +37,38 @@ class Selection:
 
     Attributes:
         positions: What its records say.
-        base: Whether it is the widest choice, over which the sums of the data set run.
-        queries: The queries of each run of sets; None for all.
+        prefix: How many of the first positions are not places in the image: the choice is measured without them too.
+        queries: The queries of each run of sets, in their order; None for all.
         lengths: How many sets each run has.
         keys: A range of keys; None for all.
     """
 
     positions: str
-    base: bool
+    prefix: int = 0
     queries: tuple[slice | Tensor | None, ...] = (None,)
     lengths: tuple[int, ...] = (0,)
     keys: slice | None = None
 
-    def of(self, capture: PairwiseCapture) -> Iterator[tuple[PairwiseCapture, Tensor | None]]:
-        """The capture restricted to the choice, and the key vectors at it, for each run of sets with the same queries.
-
-        The key vectors are those of the chosen positions; the keys of the product are all that the model used.
-        """
+    def of(self, capture: PairwiseCapture) -> Iterator[Part]:
+        """The capture restricted to the choice, for each run of sets with the same queries."""
         first = 0
         for rows, length in zip(self.queries, self.lengths, strict=True):
             part = capture if length == capture.sets else _of_sets(capture, slice(first, first + length))
             first += length
-            vectors = part.key
-            if rows is not None:
-                if self.keys is not None and vectors is not None:
-                    vectors = vectors[:, :, self.keys]
-                elif vectors is not None and part.self_attention:
-                    vectors = vectors[:, :, rows]
-                part = _restricted(part, rows, self.keys)
-            yield part, vectors
+            keys = part.key
+            if rows is None:
+                yield Part(part, keys, self.prefix)
+                continue
+            if self.keys is not None and keys is not None:
+                keys = keys[:, :, self.keys]
+            elif keys is not None and part.self_attention:
+                keys = keys[:, :, rows]
+            before = max(0, self.prefix - rows.start) if isinstance(rows, slice) else int((rows < self.prefix).sum())
+            yield Part(_restricted(part, rows, self.keys), keys, before)
 
 
 def selections(capture: PairwiseCapture, prefix: int, rectangle: Rectangle | None) -> list[Selection]:
-    """The choices that are measured of a capture: all or valid positions, those without prefix, a rectangle.
+    """The choices that are measured of a capture: all or valid positions, and a rectangle.
 
     Args:
         capture: What the adapter delivered.
@@ -65,13 +79,10 @@ def selections(capture: PairwiseCapture, prefix: int, rectangle: Rectangle | Non
         ConfigError: the rectangle does not fit, or holds a key that a query does not see.
     """
     runs = _runs(capture)
-    everything = [slice(0, capture.n_queries) if rows is None else rows for rows, _ in runs]
-    lengths = tuple(length for _, length in runs)
     padded = any(rows is not None for rows, _ in runs)
-    base = Selection("valid" if padded else "all", True, tuple(rows for rows, _ in runs), lengths)
-    found = [base]
-    if 0 < prefix < capture.n_queries and capture.self_attention:
-        found.append(Selection("no_prefix", False, tuple(_after(rows, prefix) for rows in everything), lengths))
+    leading = prefix if prefix < capture.n_queries and capture.self_attention else 0
+    queries, lengths = tuple(rows for rows, _ in runs), tuple(length for _, length in runs)
+    found = [Selection("valid" if padded else "all", leading, queries, lengths)]
     if rectangle is not None:
         found.append(_rectangle(capture, rectangle))
     return found
@@ -109,12 +120,6 @@ def _range_or_indices(chosen: Tensor, device: torch.device) -> Rows:
     return slice(first, last + 1) if last + 1 - first == len(chosen) else chosen.to(device)
 
 
-def _after(rows: Rows, prefix: int) -> Rows:
-    if isinstance(rows, slice):
-        return slice(max(rows.start, prefix), rows.stop)
-    return rows[rows >= prefix]
-
-
 def _rectangle(capture: PairwiseCapture, rectangle: Rectangle) -> Selection:
     sizes = (capture.n_queries, capture.n_keys)
     ranges = []
@@ -134,7 +139,7 @@ def _rectangle(capture: PairwiseCapture, rectangle: Rectangle) -> Selection:
                 f"a query of {queries.start}:{queries.stop} does not see every key of {keys.start}:{keys.stop}",
                 "choose keys that all chosen queries see (causal attention: keys that end before the queries begin)",
             )
-    return Selection("rectangle", False, (queries,), (capture.sets,), keys)
+    return Selection("rectangle", 0, (queries,), (capture.sets,), keys)
 
 
 def _of_sets(capture: PairwiseCapture, sets: slice) -> PairwiseCapture:

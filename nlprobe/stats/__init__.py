@@ -4,6 +4,7 @@ from nlprobe.stats.concat_maps import concat_map_statistics, concat_product_stat
 from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics
 from nlprobe.stats.dot_maps import dot_map_statistics
 from nlprobe.stats.flat_maps import flat_distance
+from nlprobe.stats.joining import few_row_statistics, joined_rows
 from nlprobe.stats.logit_spread import logit_spread
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.map_metrics import METRICS, map_metrics
@@ -12,7 +13,11 @@ from nlprobe.stats.masks import Mask
 from nlprobe.stats.products import product_statistics
 from nlprobe.stats.results import MapStatistics, ProductStatistics
 from nlprobe.stats.single_map import single_map_statistics
-from nlprobe.stats.softmax_maps import softmax_map_statistics, softmax_statistics
+from nlprobe.stats.softmax_maps import (
+    softmax_map_statistics,
+    softmax_statistics,
+    softmax_statistics_beside_prefix,
+)
 from nlprobe.stats.softmax_rows import softmax_apply, softmax_mean_map, softmax_rows
 
 __all__ = [
@@ -27,7 +32,9 @@ __all__ = [
     "concat_map_statistics",
     "concat_product_statistics",
     "dot_map_statistics",
+    "few_row_statistics",
     "flat_distance",
+    "joined_rows",
     "logit_spread",
     "map_metrics",
     "map_rows",
@@ -40,4 +47,5 @@ __all__ = [
     "softmax_mean_map",
     "softmax_rows",
     "softmax_statistics",
+    "softmax_statistics_beside_prefix",
 ]

@@ -1,6 +1,7 @@
 """Softmax maps in few passes: for rows that differ enough, between and within them, that float32 loses no digits."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ SHORT = 400
 
 
 def direct_statistics(
-    logits: Logits, masked: bool, distance_only: bool, wanted: Tensor, average: Tensor | None
-) -> tuple[Found, Found | None]:
+    logits: Logits, masked: bool, distance_only: bool, prefix: int, wanted: Tensor, average: Tensor | None
+) -> list[tuple[Found, Found | None]]:
     """Statistics of chosen maps ω_i = softmax_j(s_ij), and of their mean over the heads, from float32 weights.
 
     With w_ij = exp(s_ij), r_i = ‖w_i‖, z_i = Σ_j w_ij: avg_dist = ½ (1 − ‖mean_i w_i/r_i‖²),
@@ -36,21 +37,27 @@ def direct_statistics(
         logits: The logits.
         masked: Whether any key is hidden from any query.
         distance_only: Leave all but the distance out (NaN).
+        prefix: Measure the rows after so many once more without these; 0 for no second measurement.
         wanted: Which maps, (s, h).
         average: Of which sets the mean over the heads, (s,); None for no means.
 
     Returns:
-        What is found of each set and head, (s, h), and of the sets' means, (s,); NaN where it is not wanted.
+        What is found of each set and head, (s, h), and of the sets' means, (s,), NaN where it is not wanted; of all
+        rows, and with a prefix of those after it.
     """
     s, h, n, m = logits.shape
     room = block_elements(logits.device) * (4 if m < SHORT else 2)
     plan = layout(logits.shape, room)
     buffers = torch.empty(3, math.prod(plan.largest) * m, device=logits.device)
-    maps = _Maps((s, h, n, m), masked, distance_only, logits.device)
-    means = _Maps((s, n, m), masked, distance_only, logits.device) if average is not None else None
+    empty = partial(_Maps, masked=masked, distance_only=distance_only, prefix=prefix, device=logits.device)
+    maps = empty((s, h, n, m))
+    means = empty((s, n, m)) if average is not None else None
     for groups, with_mean in wanted_groups(logits, masked, plan, wanted, average, torch.float32):
         _measure(groups, plan.rows, buffers, maps, means if with_mean else None)
-    return maps.found(), None if means is None else means.found()
+    return [
+        (maps.found(skipped), None if means is None else means.found(skipped))
+        for skipped in ([False, True] if prefix else [False])
+    ]
 
 
 def _measure(groups: HeadGroups, rows: list[slice], buffers: Tensor, maps: "_Maps", means: "_Maps | None") -> None:
@@ -107,15 +114,18 @@ def _take_off_largest(logits: Tensor, seen: Seen, masked: bool) -> Tensor:
 class _Maps:
     """What the passes over blocks of rows leave of a number of maps, (…, n, m): a few numbers a row, and mean rows."""
 
-    def __init__(self, shape: tuple[int, ...], masked: bool, distance_only: bool, device: torch.device) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], *, masked: bool, distance_only: bool, prefix: int, device: torch.device
+    ) -> None:
         *batch, n, m = shape
-        self.distance_only = distance_only
+        self.distance_only, self.prefix = distance_only, prefix
         self.lengths = torch.ones(*batch, 1 if distance_only else 2, n, device=device)  # r_i, z_i
         self.products = torch.zeros(*batch, n, device=device)  # Σ_j w_ij s_ij
         self.count = torch.full((*batch, n) if masked else (1,), m, dtype=torch.float64, device=device)  # |S_i|
         # Σ_i w_i/r_i, Σ_i w_i/z_i
         self.directions = torch.zeros(*batch, 1 if distance_only else 2, m, dtype=torch.float64, device=device)
         self.even = torch.zeros(*batch, 1, m if masked else 1, dtype=torch.float64, device=device)  # Σ_i 1_{S_i}/|S_i|
+        self.skipped = (torch.zeros_like(self.directions), torch.zeros_like(self.even))  # the part of the prefix
         self.reach = torch.zeros(batch, device=device)
 
     def add(self, at: tuple[slice, ...], rows: slice, logits: Tensor, weights: Tensor, seen: Seen) -> Tensor:
@@ -133,6 +143,9 @@ class _Maps:
             self._add_support(at, rows, seen)
             factors = torch.where(seen.present.unsqueeze(-2), factors, 0.0)
         self.directions[at] += factors @ weights
+        before = self.prefix - rows.start
+        if before > 0:
+            self.skipped[0][at] += factors[..., :before] @ weights[..., :before, :]
         return mass
 
     def _add_products(self, out: Tensor, logits: Tensor, weights: Tensor) -> None:
@@ -147,27 +160,38 @@ class _Maps:
         count = self.count[at][..., rows]
         count.copy_(seen.count)
         if not self.distance_only:
-            inverse = torch.where(seen.present, 1 / seen.count, 0.0).to(seen.support.dtype)
-            even = wide(inverse.unsqueeze(-2) @ seen.support)
-            self.even[at] += even * (count.shape[-1] // seen.support.shape[-2])
+            inverse = torch.where(seen.present, 1 / seen.count, 0.0).to(seen.support.dtype).unsqueeze(-2)
+            # one row of the support may stand for all
+            repeated = count.shape[-1] // seen.support.shape[-2]
+            self.even[at] += wide(inverse @ seen.support) * repeated
+            before = min(self.prefix - rows.start, count.shape[-1])
+            if before > 0 and repeated == 1:
+                self.skipped[1][at] += wide(inverse[..., :before] @ seen.support[..., :before, :])
+            elif before > 0:
+                self.skipped[1][at] += wide(inverse @ seen.support) * before
 
-    def found(self) -> Found:
-        """The statistics."""
-        total, count = self.products.shape[-1], self.count
-        present, several = (torch.broadcast_to(count > least, self.products.shape) for least in (0, 1))
+    def found(self, without_prefix: bool = False) -> Found:
+        """The statistics of all rows, or of those after the prefix."""
+        rows = slice(self.prefix if without_prefix else 0, None)
+        products, lengths = self.products[..., rows], self.lengths[..., rows]
+        total, count = products.shape[-1], self.count if self.count.dim() == 1 else self.count[..., rows]
+        present, several = (torch.broadcast_to(count > least, products.shape) for least in (0, 1))
         n = wide(present.sum(-1))
-        means = self.directions / n[..., None, None]
+        directions, even = self.directions, self.even
+        if without_prefix:
+            directions, even = directions - self.skipped[0], even - self.skipped[1]
+        means = directions / n[..., None, None]
         found = Found.unknown(n.shape, n.device)
         found.distance.copy_(0.5 * (1 - means[..., 0, :].square().sum(-1)))
         found.zero_rows.copy_(total - n)
         found.reach.copy_(self.reach)
         if self.distance_only:
             return found
-        norm, mass = wide(self.lengths).unbind(-2)
+        norm, mass = wide(lengths).unbind(-2)
         n_eff = (mass / norm).square()
         uneven = torch.where(present, 1 / n_eff - 1 / count, 0.0)
-        entropy = torch.where(several, (mass.log() - wide(self.products) / mass) / count.log(), 0.0)
-        even = self.even if self.even.shape[-1] > 1 else total / count
+        entropy = torch.where(several, (mass.log() - wide(products) / mass) / count.log(), 0.0)
+        even = even if even.shape[-1] > 1 else (total / count)
         mean_uneven = means[..., 1, :] - (even / n[..., None, None]).squeeze(-2)
         found.entropy.copy_(entropy.sum(-1) / several.sum(-1))
         found.n_eff.copy_(torch.where(present, n_eff, 0.0).sum(-1) / n)

@@ -59,8 +59,32 @@ def softmax_statistics(
     Raises:
         NlprobeError: queries or keys hold NaN or infinity, bias or given logits NaN or +∞, or the logits overflow.
     """
-    found, mean = _measured(logits, precision, distance_only, average)
-    return _statistics(found), None if mean is None else _statistics(mean)
+    (found,) = _measured(logits, precision, distance_only, average, 0)
+    return _statistics(found.found), _statistics(found.means) if average else None
+
+
+@logits_kernel
+def softmax_statistics_beside_prefix(
+    logits: Logits, prefix: int, *, precision: Literal["float32", "float64"] = "float32", average: bool = False
+) -> list[tuple[MapStatistics, MapStatistics | None]]:
+    """`softmax_statistics` of all queries, and of those after the first `prefix`, for little more than one of them.
+
+    Args:
+        logits: s_ij for s sets of positions and h heads.
+        prefix: How many of the first queries are left out the second time; fewer than there are queries.
+        precision: As in `softmax_statistics`.
+        average: As in `softmax_statistics`.
+
+    Returns:
+        What `softmax_statistics` returns, for all queries and for those after the prefix.
+
+    Raises:
+        NlprobeError: as in `softmax_statistics`.
+    """
+    return [
+        (_statistics(one.found), _statistics(one.means) if average else None)
+        for one in _measured(logits, precision, False, average, prefix)
+    ]
 
 
 @kernel
@@ -90,21 +114,30 @@ def softmax_map_statistics(
     return MapStatistics(**{name: value.reshape(batch) for name, value in vars(found).items()})
 
 
-def _measured(logits: Logits, precision: str, distance_only: bool, average: bool) -> tuple[Found, Found | None]:
+def _measured(logits: Logits, precision: str, distance_only: bool, average: bool, prefix: int) -> list["_Open"]:
     masked = hides(logits)
-    still_open = _Open.everything(logits, average)
-    if precision == "float32" and logits.dtype == torch.float32:
+    sources = [logits]
+    if prefix:
+        sources.append(logits.restricted(slice(prefix, logits.shape[2]), slice(0, logits.shape[3])))
+    opened = [_Open.everything(logits, average) for _ in sources]
+    single = precision == "float32" and logits.dtype == torch.float32
+    if single:
         trusted = Trust(logits.shape[2], logits.shape[3], masked, distance_only)
         likely = _likely(logits, masked, trusted, average)
-        still_open.attempt(partial(direct_statistics, logits, masked, distance_only), trusted.direct, likely)
-        shifted = partial(shifted_statistics, logits, masked, torch.float32, distance_only)
-        still_open.attempt(shifted, trusted.shifted)
-    still_open.attempt(partial(shifted_statistics, logits, masked, torch.float64, distance_only), None)
-    found = still_open.found
-    if not bool((torch.isfinite(found.distance) | (found.zero_rows == logits.shape[2])).all()):
-        require_usable(logits)
-        raise NlprobeError("the logits of `query` and `key` overflow", "scale them down")
-    return found, still_open.means if average else None
+        if bool(likely[0].any()) or bool(likely[1].any()):
+            direct = direct_statistics(
+                logits, masked, distance_only, prefix, likely[0], likely[1] if bool(likely[1].any()) else None
+            )
+            for one, (found, means) in zip(opened, direct, strict=True):
+                one.take(found, means, likely, trusted.direct)
+    for one, source in zip(opened, sources, strict=True):
+        if single:
+            one.attempt(partial(shifted_statistics, source, masked, torch.float32, distance_only), trusted.shifted)
+        one.attempt(partial(shifted_statistics, source, masked, torch.float64, distance_only), None)
+        if not bool((torch.isfinite(one.found.distance) | (one.found.zero_rows == source.shape[2])).all()):
+            require_usable(logits)
+            raise NlprobeError("the logits of `query` and `key` overflow", "scale them down")
+    return opened
 
 
 @dataclass
@@ -134,24 +167,30 @@ class _Open:
         self,
         measure: Callable[[Tensor, Tensor | None], tuple[Found, Found | None]],
         trusted: Callable[[Found], Tensor] | None,
-        likely: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Measure open maps, those that are `likely` to be `trusted`, and close those that are."""
+        """Measure what is open, and close what is `trusted`."""
         now, means_now = self.wanted, self.means_wanted
-        if likely is not None:
-            now, means_now = now & likely[0], means_now & likely[1]
         with_means = bool(means_now.any())
-        if not with_means and not bool(now.any()):
-            return
-        found, means = measure(now, means_now if with_means else None)
-        self.found = self.found.replaced(now, found)
+        if with_means or bool(now.any()):
+            found, means = measure(now, means_now if with_means else None)
+            self.take(found, means, (now, means_now), trusted)
+
+    def take(
+        self,
+        found: Found,
+        means: Found | None,
+        measured: tuple[Tensor, Tensor],
+        trusted: Callable[[Found], Tensor] | None,
+    ) -> None:
+        """Take in what was found of the maps, and means, that were `measured`, and close those that are trusted."""
+        self.found = self.found.replaced(measured[0], found)
         if means is not None:
-            self.means = self.means.replaced(means_now, means)
+            self.means = self.means.replaced(measured[1], means)
         if trusted is None:
             return
-        self.wanted = self.wanted & ~(now & trusted(found))
+        self.wanted = self.wanted & ~(measured[0] & trusted(found))
         if means is not None:
-            self.means_wanted = self.means_wanted & ~(means_now & trusted(means))
+            self.means_wanted = self.means_wanted & ~(measured[1] & trusted(means))
 
 
 def _likely(logits: Logits, masked: bool, trusted: Trust, average: bool) -> tuple[Tensor, Tensor]:

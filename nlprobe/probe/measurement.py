@@ -1,0 +1,78 @@
+"""What is asked of a measurement, and what comes out of it."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from nlprobe.errors import ConfigError
+from nlprobe.probe.selections import Rectangle
+from nlprobe.stats.records import QUANTITIES
+
+Value = Tensor | float | int | bool
+Precision = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured of every capture.
+
+    Attributes:
+        quantities: Which of the six.
+        metrics: Further metrics of the maps (`nlprobe.stats.METRICS`).
+        precision: Of the products behind softmax maps.
+        rectangle: Queries and keys of a further measurement, whose rows are renormalised over these keys.
+        centres: Data-set means by site and quantity; where given, `centred_dist` is measured too.
+    """
+
+    quantities: tuple[str, ...] = QUANTITIES
+    metrics: tuple[str, ...] = ()
+    precision: Precision = "float32"
+    rectangle: Rectangle | None = None
+    centres: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The values of one quantity at one call: a number for all images, or a tensor with one value for each."""
+
+    quantity: str
+    head: str
+    values: Mapping[str, Value]
+    positions: str = "all"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the energy shares and the data-set means need of one batch, per image.
+
+    Attributes:
+        mean: Mean row of the quantity, (B, C).
+        energy: mean_i ‖v_i‖², (B,).
+        spread: mean_i ‖v_i − mean‖², (B,).
+    """
+
+    mean: Tensor
+    energy: Tensor
+    spread: Tensor
+
+
+Measured = tuple[list[Measurement], dict[str, Moments]]
+"""The records' numbers of one call, and the moments of the quantities that live in channel space."""
+
+
+def refuse_unknown(wanted: Wanted, metrics: Collection[str]) -> None:
+    """Raise for quantities, metrics or precisions that do not exist.
+
+    Raises:
+        ConfigError: with the names there are.
+    """
+    unknown = sorted(set(wanted.quantities) - set(QUANTITIES))
+    if unknown:
+        raise ConfigError(f"unknown quantities `{'`, `'.join(unknown)}`", f"choose from {', '.join(QUANTITIES)}")
+    strange = sorted(set(wanted.metrics) - set(metrics))
+    if strange:
+        raise ConfigError(f"unknown metrics `{'`, `'.join(strange)}`", f"choose from {', '.join(metrics)}")
+    if wanted.precision not in ("float32", "float64"):
+        raise ConfigError(f"unknown precision `{wanted.precision}`", "choose float32 or float64")

@@ -1,0 +1,245 @@
+"""Captures of attention with a map for every query → the numbers of their records."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nlprobe.probe.adapters import PairwiseCapture
+from nlprobe.probe.measurement import Measured, Measurement, Moments, Value, Wanted
+from nlprobe.probe.rows import heads_of, measure_rows
+from nlprobe.probe.selections import Part, Selection, selections, valid_queries
+from nlprobe.stats import (
+    MapStatistics,
+    Mask,
+    ProductStatistics,
+    concat_map_statistics,
+    concat_product_statistics,
+    dot_map_statistics,
+    flat_distance,
+    logit_spread,
+    map_metrics,
+    product_statistics,
+    softmax_statistics,
+    softmax_statistics_beside_prefix,
+)
+
+SOFTMAX = ("gaussian", "embedded_gaussian")
+
+
+def measure_pairwise(
+    capture: PairwiseCapture, wanted: Wanted, centres: Mapping[str, Tensor], prefix: int, images: int
+) -> Measured:
+    """The numbers of all choices of positions, averaged over the windows of each image.
+
+    Args:
+        capture: What the adapter delivered.
+        wanted: What to measure.
+        centres: Data-set means by quantity.
+        prefix: How many of the first positions are not places in the image.
+        images: Images in the batch.
+    """
+    base, *others = selections(capture, prefix, wanted.rectangle)
+    found, rows = _of_selection(capture, base, wanted, centres)
+    if wanted.metrics and "att" in wanted.quantities and capture.instantiation in SOFTMAX:
+        found = _with_metrics(found, capture, wanted.metrics, prefix)
+    for selection in others:
+        found += _of_selection(capture, selection, wanted, {})[0]
+    measurements = [_per_image(one, capture.sets, images) for one in found]
+    return measurements, {quantity: _image_moments(one, images) for quantity, one in rows.items()}
+
+
+def _of_selection(
+    capture: PairwiseCapture, selection: Selection, wanted: Wanted, centres: Mapping[str, Tensor]
+) -> Measured:
+    """The numbers of one choice of positions, run by run where the choice differs between sets."""
+    parts = list(selection.of(capture))
+    if any(part.prefix >= part.capture.n_queries for part in parts):
+        parts = [replace(part, prefix=0) for part in parts]
+    measured = [_of_part(part, selection.positions, wanted, centres) for part in parts]
+    if len(measured) == 1:
+        return measured[0]
+    measurements = [
+        replace(first, values=_joined([found[at].values for found, _ in measured], selection.lengths))
+        for at, first in enumerate(measured[0][0])
+    ]
+    moments = {
+        quantity: Moments(*(torch.cat([getattr(rows[quantity], name) for _, rows in measured]) for name in vars(first)))
+        for quantity, first in measured[0][1].items()
+    }
+    return measurements, moments
+
+
+def _joined(values: list[Mapping[str, Value]], lengths: tuple[int, ...]) -> dict[str, Value]:
+    """The values of several runs of sets, one after another."""
+    device = next((value.device for value in values[0].values() if isinstance(value, Tensor)), None)
+
+    def column(name: str) -> Tensor:
+        return torch.cat(
+            [
+                value if isinstance(value, Tensor) else torch.full((length,), value, dtype=torch.float64, device=device)
+                for value, length in zip((one[name] for one in values), lengths, strict=True)
+            ]
+        )
+
+    return {name: column(name) for name in values[0]}
+
+
+def _per_image(one: Measurement, sets: int, images: int) -> Measurement:
+    """Means over an image's windows; zero rows are counted together, undefined windows left out."""
+    windows = sets // images
+    values: dict[str, Value] = dict(one.values) | {"groups": windows}
+    if windows > 1:
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                grouped = value.double().view(images, windows)
+                if name == "flat":  # a window in which nothing is hidden is flat at distance 0
+                    grouped = torch.where(grouped.isnan() & ~grouped.isnan().all(1, keepdim=True), 0.0, grouped)
+                values[name] = grouped.sum(1) if name == "zero_rows" else grouped.nanmean(1)
+    return replace(one, values=values)
+
+
+def _image_moments(one: Moments, images: int) -> Moments:
+    windows = one.energy.shape[0] // images
+    if windows == 1:
+        return one
+    means = one.mean.unflatten(0, (images, windows))
+    mean = means.mean(1)
+    between = (means - mean.unsqueeze(1)).square().sum(-1).mean(1)
+    within = one.spread.view(images, windows).mean(1)
+    return Moments(mean, one.energy.view(images, windows).mean(1), within + between)
+
+
+def _of_part(part: Part, positions: str, wanted: Wanted, centres: Mapping[str, Tensor]) -> Measured:
+    capture, quantities = part.capture, wanted.quantities
+    size: dict[str, Value] = {"n_queries": capture.n_queries, "n_keys": capture.n_keys}
+    rows: dict[str, Tensor] = {}
+    if capture.x is not None:
+        rows["input"] = capture.x
+    if capture.projected and capture.query is not None and part.keys is not None:
+        rows |= {"key": part.keys, "query": capture.query}
+    if capture.output is not None:
+        rows["output"] = capture.output
+    measurements, moments = measure_rows(
+        rows, size, quantities, centres, positions=positions, prefix=part.prefix, residual=capture.residual
+    )
+    without = _without_prefix(capture, part.prefix) if part.prefix else None
+    pairs = [(capture, positions)] if without is None else [(capture, positions), (without, "no_prefix")]
+    if "prod" in quantities and capture.query is not None and capture.key is not None:
+        for one, place in pairs:
+            measurements += _placed(_products(one), one, place)
+    if "att" in quantities:
+        maps = _softmax_maps(capture, part.prefix, wanted) if capture.instantiation in SOFTMAX else None
+        for at, (one, place) in enumerate(pairs):
+            found = _other_maps(one) if maps is None else maps[at]
+            flat = {} if maps is None or one.mask is None else {"flat": flat_distance(one.logits)}
+            measurements += _placed(_maps(*found, flat), one, place)
+    return measurements, moments
+
+
+def _without_prefix(capture: PairwiseCapture, prefix: int) -> PairwiseCapture:
+    """The product's side of a capture without its first queries."""
+    logits = capture.logits.restricted(slice(prefix, capture.n_queries), slice(0, capture.n_keys))
+    return replace(
+        capture,
+        x=None,
+        output=None,
+        query=logits.query,
+        mask=logits.mask,
+        given=logits.given,
+        context=capture.context[:, :, prefix:],
+        valid=None,
+    )
+
+
+def _placed(found: list[Measurement], capture: PairwiseCapture, positions: str) -> list[Measurement]:
+    size = {"n_queries": capture.n_queries, "n_keys": capture.n_keys, "dim": capture.n_keys}
+    return [replace(one, values=size | dict(one.values), positions=positions) for one in found]
+
+
+def _products(capture: PairwiseCapture) -> list[Measurement]:
+    query, key = capture.query, capture.key
+    assert query is not None
+    assert key is not None
+    a, b = _concat_logits(capture)
+    if a is not None and b is not None:
+        return [Measurement("prod", "0", vars(concat_product_statistics(a, b)))]
+    groups = query.shape[1] // key.shape[1]
+    product: ProductStatistics = product_statistics(
+        query, key if groups == 1 else key.repeat_interleave(groups, 1), capture.scale
+    )
+    values: dict[str, Tensor] = dict(vars(product))
+    if capture.mask is not None or capture.given is not None:
+        # bias and mask are not part of the rows, but the spread is that of the logits the softmax saw: not split
+        del values["pairwise"], values["unary"]
+        values["logit_std"] = logit_spread(capture.logits)
+    return [
+        Measurement("prod", head, {name: value[:, at] for name, value in values.items()})
+        for at, head in heads_of(query.shape[1])
+    ]
+
+
+def _softmax_maps(
+    capture: PairwiseCapture, prefix: int, wanted: Wanted
+) -> list[tuple[MapStatistics, MapStatistics | None]]:
+    """Statistics of each head and of their mean, of all queries, and then of those after the prefix."""
+    logits = capture.logits
+    average = logits.shape[1] > 1
+    if not prefix:
+        return [softmax_statistics(logits, precision=wanted.precision, average=average)]
+    return softmax_statistics_beside_prefix(logits, prefix, precision=wanted.precision, average=average)
+
+
+def _other_maps(capture: PairwiseCapture) -> tuple[MapStatistics, None]:
+    """Statistics of dot-product and concat maps, which have one head."""
+    a, b = _concat_logits(capture)
+    if a is not None and b is not None:
+        maps = concat_map_statistics(a, b)
+    else:
+        assert capture.query is not None
+        assert capture.key is not None
+        maps = dot_map_statistics(capture.query[:, 0], capture.key[:, 0])
+    return MapStatistics(**{name: value.unsqueeze(1) for name, value in vars(maps).items()}), None
+
+
+def _maps(each: MapStatistics, average: MapStatistics | None, more: Mapping[str, Tensor]) -> list[Measurement]:
+    columns = vars(each) | dict(more)
+    found = [
+        Measurement("att", head, {name: value[:, at] for name, value in columns.items()})
+        for at, head in heads_of(each.avg_dist.shape[1])
+    ]
+    return found if average is None else [*found, Measurement("att", "avg", vars(average))]
+
+
+def _concat_logits(capture: PairwiseCapture) -> tuple[Tensor | None, Tensor | None]:
+    if capture.weight_query is None or capture.weight_key is None:
+        return None, None
+    assert capture.query is not None
+    assert capture.key is not None
+    # float64: a_i + b_j is sorted and summed, and costs N + M numbers only
+    a = capture.query[:, 0].double() @ capture.weight_query.double()
+    b = capture.key[:, 0].double() @ capture.weight_key.double()
+    return a, b
+
+
+def _with_metrics(
+    measurements: list[Measurement], capture: PairwiseCapture, metrics: tuple[str, ...], prefix: int
+) -> list[Measurement]:
+    """The maps of all positions with their further metrics; padding sees nothing and is left out of them."""
+    logits = capture.logits
+    valid = valid_queries(capture)
+    if valid is not None:
+        seeing = valid[:, None, :, None]
+        mask = logits.mask or Mask()
+        visible = seeing if mask.visible is None else mask.visible & seeing
+        logits = replace(logits, mask=replace(mask, visible=visible))
+    placed = len(capture.query_grid) == len(capture.key_grid)
+    query_grid, key_grid = (capture.query_grid, capture.key_grid) if placed else (None, None)
+    found = map_metrics(logits, metrics, query_grid=query_grid, key_grid=key_grid, prefix=prefix)
+    return [
+        replace(one, values=dict(one.values) | {name: value[:, int(one.head)] for name, value in found.items()})
+        if one.quantity == "att" and one.head != "avg" and one.positions != "no_prefix"
+        else one
+        for one in measurements
+    ]

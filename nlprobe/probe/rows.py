@@ -1,0 +1,93 @@
+"""Vectors at positions - input, key, query, output - → the numbers of their records."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+from torch import Tensor
+
+from nlprobe.probe.measurement import Measured, Measurement, Moments, Value
+from nlprobe.stats import RowStatistics, avg_dist, few_row_statistics, joined_rows, row_statistics
+
+
+def measure_rows(
+    rows: Mapping[str, Tensor],
+    size: Mapping[str, Value],
+    quantities: Collection[str],
+    centres: Mapping[str, Tensor],
+    *,
+    positions: str = "all",
+    prefix: int = 0,
+    residual: bool = True,
+) -> Measured:
+    """The average distance of each, with what stands beside it.
+
+    Args:
+        rows: By quantity, (s, n, c), or (s, h, n, d) for keys and queries.
+        size: Values that all records have.
+        quantities: Which are wanted.
+        centres: Data-set means by quantity.
+        positions: What the records say of their positions.
+        prefix: How many of the first rows are left out of a second measurement.
+        residual: Whether the output is added to the input inside the block.
+    """
+    measurements: list[Measurement] = []
+    moments: dict[str, Moments] = {}
+    inputs: list[RowStatistics] = []
+    for quantity, v in rows.items():
+        # `update` compares the output with the input, whether or not the input's own record is asked for
+        if quantity not in quantities and not (quantity == "input" and "output" in quantities and residual):
+            continue
+        skipped = prefix if prefix < v.shape[-2] else 0
+        statistics = _with_and_without(v, skipped)
+        moments[quantity] = _moments(statistics[0])
+        if quantity == "input":
+            inputs = statistics
+        if quantity not in quantities:
+            continue
+        for at, (one, place) in enumerate(zip(statistics, (positions, "no_prefix"), strict=False)):
+            values: dict[str, Value] = {"zero_rows": one.zero_rows, "avg_dist": one.avg_dist}
+            if quantity in centres:
+                values["centred_dist"] = avg_dist(v[..., at * skipped :, :] - centres[quantity].to(v))
+            if quantity == "output":
+                if residual and len(inputs) > at:
+                    values["update"] = (one.energy / inputs[at].energy).sqrt()
+                values["mean_map_error"] = (one.spread / one.energy).sqrt()
+            common = dict(size) | {"n_queries": v.shape[-2] - at * skipped, "dim": v.shape[-1]}
+            measurements += _by_head(quantity, v.dim(), common, values, place)
+    return measurements, moments
+
+
+def heads_of(count: int) -> Iterator[tuple[int, str]]:
+    """Heads with the names that records give them."""
+    return ((at, str(at)) for at in range(count))
+
+
+def moments_of(statistics: RowStatistics) -> Moments:
+    """What the sums over the data set need."""
+    return Moments(statistics.mean, statistics.energy, statistics.spread)
+
+
+def _with_and_without(v: Tensor, prefix: int) -> list[RowStatistics]:
+    if not prefix:
+        return [row_statistics(v)]
+    rest = row_statistics(v[..., prefix:, :])
+    return [joined_rows(few_row_statistics(v[..., :prefix, :]), rest, prefix, v.shape[-2] - prefix), rest]
+
+
+def _moments(statistics: RowStatistics) -> Moments:
+    """Of all rows; those of several heads are not summed over the data set, but the first head's stand for one."""
+    if statistics.energy.dim() == 1:
+        return moments_of(statistics)
+    return Moments(statistics.mean[:, 0], statistics.energy[:, 0], statistics.spread[:, 0])
+
+
+def _by_head(
+    quantity: str, dimensions: int, common: Mapping[str, Value], values: Mapping[str, Value], positions: str
+) -> list[Measurement]:
+    if dimensions == 3:
+        return [Measurement(quantity, "-", dict(common) | dict(values), positions)]
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    count = next(iter(tensors.values())).shape[1]
+    return [
+        Measurement(quantity, head, dict(common) | {name: value[:, at] for name, value in tensors.items()}, positions)
+        for at, head in heads_of(count)
+    ]
