@@ -21,6 +21,7 @@ from nlprobe.stats import (
     logit_spread,
     map_metrics,
     product_statistics,
+    product_statistics_beside_prefix,
     softmax_statistics,
     softmax_statistics_beside_prefix,
 )
@@ -127,8 +128,9 @@ def _of_part(part: Part, positions: str, wanted: Wanted, centres: Mapping[str, T
     without = _without_prefix(capture, part.prefix) if part.prefix else None
     pairs = [(capture, positions)] if without is None else [(capture, positions), (without, "no_prefix")]
     if "prod" in quantities and capture.query is not None and capture.key is not None:
-        for one, place in pairs:
-            measurements += _placed(_products(one), one, place)
+        products = _products(capture, part.prefix)
+        for product, (one, place) in zip(products, pairs, strict=True):
+            measurements += _placed(_by_head(product, one), one, place)
     if "att" in quantities:
         maps = _softmax_maps(capture, part.prefix, wanted) if capture.instantiation in SOFTMAX else None
         for at, (one, place) in enumerate(pairs):
@@ -158,17 +160,22 @@ def _placed(found: list[Measurement], capture: PairwiseCapture, positions: str) 
     return [replace(one, values=size | dict(one.values), positions=positions) for one in found]
 
 
-def _products(capture: PairwiseCapture) -> list[Measurement]:
+def _products(capture: PairwiseCapture, prefix: int) -> list[ProductStatistics]:
+    """Statistics of the logit rows of every head, of all queries, and then of those after the prefix."""
     query, key = capture.query, capture.key
     assert query is not None
     assert key is not None
     a, b = _concat_logits(capture)
     if a is not None and b is not None:
-        return [Measurement("prod", "0", vars(concat_product_statistics(a, b)))]
+        return [concat_product_statistics(a[:, None, start:], b[:, None]) for start in ([0, prefix] if prefix else [0])]
     groups = query.shape[1] // key.shape[1]
-    product: ProductStatistics = product_statistics(
-        query, key if groups == 1 else key.repeat_interleave(groups, 1), capture.scale
-    )
+    keys = key if groups == 1 else key.repeat_interleave(groups, 1)
+    if not prefix:
+        return [product_statistics(query, keys, capture.scale)]
+    return product_statistics_beside_prefix(query, keys, prefix, capture.scale)
+
+
+def _by_head(product: ProductStatistics, capture: PairwiseCapture) -> list[Measurement]:
     values: dict[str, Tensor] = dict(vars(product))
     if capture.mask is not None or capture.given is not None:
         # bias and mask are not part of the rows, but the spread is that of the logits the softmax saw: not split
@@ -176,7 +183,7 @@ def _products(capture: PairwiseCapture) -> list[Measurement]:
         values["logit_std"] = logit_spread(capture.logits)
     return [
         Measurement("prod", head, {name: value[:, at] for name, value in values.items()})
-        for at, head in heads_of(query.shape[1])
+        for at, head in heads_of(product.avg_dist.shape[1])
     ]
 
 

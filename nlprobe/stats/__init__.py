@@ -10,7 +10,7 @@ from nlprobe.stats.logits import Logits
 from nlprobe.stats.map_metrics import METRICS, map_metrics
 from nlprobe.stats.maps import apply_map, map_rows, mean_map
 from nlprobe.stats.masks import Mask
-from nlprobe.stats.products import product_statistics
+from nlprobe.stats.products import product_statistics, product_statistics_beside_prefix
 from nlprobe.stats.results import MapStatistics, ProductStatistics
 from nlprobe.stats.single_map import single_map_statistics
 from nlprobe.stats.softmax_maps import (
@@ -40,6 +40,7 @@ __all__ = [
     "map_rows",
     "mean_map",
     "product_statistics",
+    "product_statistics_beside_prefix",
     "row_statistics",
     "single_map_statistics",
     "softmax_apply",

@@ -53,8 +53,29 @@ def product_statistics(
     Raises:
         NlprobeError: query or key holds NaN or infinity.
     """
-    batch = query.shape[:-2]
-    found = {name: value.reshape(batch) for name, value in vars(_found(query, key)).items()}
+    return _statistics(_found(query, key, 0)[0], scale, query, key)
+
+
+@kernel
+def product_statistics_beside_prefix(
+    query: Float[Tensor, "*batch n d"], key: Float[Tensor, "*batch m d"], prefix: int, scale: float = 1.0
+) -> list[ProductStatistics]:
+    """`product_statistics` of all queries, and of those after the first `prefix`: of short sets in the same passes.
+
+    Args:
+        query: Queries as they enter the product.
+        key: Keys as they enter the product.
+        prefix: How many of the first queries are left out the second time; fewer than there are queries.
+        scale: Factor on the logits.
+
+    Raises:
+        NlprobeError: query or key holds NaN or infinity.
+    """
+    return [_statistics(found, scale, query, key) for found in _found(query, key, prefix)]
+
+
+def _statistics(sums: ProductSums, scale: float, query: Tensor, key: Tensor) -> ProductStatistics:
+    found = {name: value.reshape(query.shape[:-2]) for name, value in vars(sums).items()}
     if not bool(torch.isfinite(found["pairwise"] + found["unary"]).all()):
         require_finite(query=query, key=key)
     pairwise, unary = found["pairwise"] * scale**2, found["unary"] * scale**2
@@ -67,19 +88,23 @@ def product_statistics(
     )
 
 
-def _found(query: Tensor, key: Tensor) -> ProductSums:
+def _found(query: Tensor, key: Tensor, prefix: int) -> list[ProductSums]:
     """The statistics of all sets, one after the other: of short float32 ones in few passes where these do."""
     (n, d), m = query.shape[-2:], key.shape[-2]
+    starts = [0, prefix] if prefix else [0]
     if not (query.dtype == key.dtype == torch.float32 and query.numel() and is_short(n, m, d, query.device)):
-        return _grouped(*(widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key)))
+        rows, keys = (widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key))
+        return [_grouped(rows[:, start:], keys) for start in starts]
     heads = query.shape[-3] if query.dim() > 2 else 1
     queries, keys = (widened(t).reshape(-1, heads, *t.shape[-2:]) for t in (query, key))
-    found, kept = short_products(queries, keys)
-    if not bool(kept.all()):
-        again = _grouped(queries[~kept], keys[~kept])
-        for name, value in vars(found).items():
-            value[~kept] = vars(again)[name].to(value.dtype)
-    return found
+    result = []
+    for start, (found, kept) in zip(starts, short_products(queries, keys, prefix), strict=True):
+        if not bool(kept.all()):
+            again = _grouped(queries[~kept][:, start:], keys[~kept])
+            for name, value in vars(found).items():
+                value[~kept] = vars(again)[name].to(value.dtype)
+        result.append(found)
+    return result
 
 
 def _grouped(query: Tensor, key: Tensor) -> ProductSums:

@@ -48,7 +48,7 @@ def is_short(n: int, m: int, d: int, device: torch.device) -> bool:
     return FEWEST <= n * m <= min(4 * (n + m) * d, 2 * block_elements(device))
 
 
-def short_products(query: Tensor, key: Tensor) -> tuple[ProductSums, Tensor]:
+def short_products(query: Tensor, key: Tensor, prefix: int = 0) -> list[tuple[ProductSums, Tensor]]:
     """The statistics of float32 queries (a, h, n, d) and keys (a, h, m, d) in any layout, and which are good to 1e-5.
 
     With k̄ the mean key, s_ij = q_i·(k_j − k̄), whose rows have no mean, a_i = q_i·k̄, and n_i² = ‖s_i‖² + M a_i², the
@@ -57,24 +57,36 @@ def short_products(query: Tensor, key: Tensor) -> tuple[ProductSums, Tensor]:
 
     O(a·h·N·M·d); memory of one block.
 
+    Args:
+        query: Queries.
+        key: Keys.
+        prefix: Measure the queries after so many once more without these; 0 for no second measurement.
+
     Returns:
-        The statistics of the sets, (a, h), and whether each is to be kept.
+        The statistics of the sets, (a, h), and whether each is to be kept; of all queries, and with a prefix of those
+        after it.
     """
     a, h, n, _ = query.shape
     m = key.shape[2]
     rows = torch.empty(3, a, h, n, device=query.device)  # ‖s_i‖, a_i, ‖q_i‖
-    means = torch.empty(2, a, h, m, device=query.device)  # mean_i s_i/n_i, q̄·(k_j − k̄)
+    # Σ_i s_i/n_i and Σ_i q_i·(k_j − k̄), over all queries and over the prefix
+    sums = torch.zeros(2, 2, a, h, m, device=query.device)
     squares = torch.empty(2, a, h, device=query.device)  # Σ_j ‖k_j − k̄‖², ‖k̄‖²
     room = max(4 * block_elements(query.device), n * (m + 1))
     buffer = torch.empty(room, device=query.device)
     for images in spans(a, room // (h * n * (m + 1))):
         for heads in spans(h, room // (n * (m + 1))):
             at = (slice(None), images, heads)
-            _block(query[at[1:]], key[at[1:]], buffer, rows[at], means[at], squares[at])
-    return _found(wide(rows), wide(means), wide(squares))
+            _block(query[at[1:]], key[at[1:]], buffer, rows[at], sums[:, *at], squares[at], prefix)
+    found = [_found(wide(rows), wide(sums[0]) / n, wide(squares))]
+    if prefix:
+        found.append(_found(wide(rows[..., prefix:]), (wide(sums[0]) - wide(sums[1])) / (n - prefix), wide(squares)))
+    return found
 
 
-def _block(query: Tensor, key: Tensor, buffer: Tensor, rows: Tensor, means: Tensor, squares: Tensor) -> None:
+def _block(
+    query: Tensor, key: Tensor, buffer: Tensor, rows: Tensor, sums: Tensor, squares: Tensor, prefix: int
+) -> None:
     """The sums of some sets, (a, h, …), from products that stay in the cache."""
     (a, h, n, d), m = query.shape, key.shape[2]
     queries, mean_key = query.flatten(0, 1), key.mean(-2, keepdim=True)
@@ -87,8 +99,9 @@ def _block(query: Tensor, key: Tensor, buffer: Tensor, rows: Tensor, means: Tens
     factors = (norms.square() + m * along.square()).rsqrt_().unsqueeze(-2)
     rows[0], rows[1] = norms.view(a, h, n), along.view(a, h, n)
     torch.linalg.vector_norm(query, dim=-1, out=rows[2])
-    means[0] = torch.bmm(factors, products)[..., :m].view(a, h, m) / n
-    means[1] = torch.bmm(queries.mean(-2, keepdim=True), keys[:, :m].mT).view(a, h, m)
+    for part, count in zip(sums, (n, prefix) if prefix else (n,), strict=False):
+        part[0] = torch.bmm(factors[..., :count], products[:, :count])[..., :m].view(a, h, m)
+        part[1] = torch.bmm(queries[:, :count].sum(-2, keepdim=True), keys[:, :m].mT).view(a, h, m)
     squares[0] = torch.linalg.vector_norm(keys[:, :m], dim=(-2, -1)).square().view(a, h)
     squares[1] = mean_key.square().sum((-2, -1))
 

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nlprobe.errors import NlprobeError
-from nlprobe.stats import ProductStatistics, dot_map_statistics, product_statistics, products
+from nlprobe.stats import (
+    ProductStatistics,
+    dot_map_statistics,
+    product_statistics,
+    product_statistics_beside_prefix,
+    products,
+)
 
 properties = settings(derandomize=True, deadline=None, max_examples=25)
 sizes = st.tuples(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12))
@@ -235,3 +241,16 @@ def test_dot_product_maps_fall_back_to_float64_where_logits_cancel(kind: str) ->
     query, key = large(kind)
     expected = brute_force.n_eff(brute_force.logits(query, key))
     assert dot_map_statistics(query, key).n_eff.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [1, 5])
+@pytest.mark.parametrize("shape", [(2, 3, 60, 50, 16), (1, 2, 9, 4, 3), (2, 3, 70, 70, 64)])
+def test_queries_after_a_prefix_are_measured_as_by_themselves(shape: tuple[int, ...], prefix: int) -> None:
+    s, h, n, m, d = shape
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(s, h, n, d, generator=generator), torch.randn(s, h, m, d, generator=generator)
+    query[:, :, 0] = 5
+    both = product_statistics_beside_prefix(query, key, prefix, 0.3)
+    for found, queries in zip(both, (query, query[:, :, prefix:]), strict=True):
+        for name, value in vars(product_statistics(queries.double(), key.double(), 0.3)).items():
+            torch.testing.assert_close(getattr(found, name).double(), value.double(), rtol=1e-5, atol=1e-9)
