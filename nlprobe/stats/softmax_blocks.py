@@ -14,7 +14,7 @@ from nlprobe.stats.streaming import spans, wide
 LEAST_ROWS = 64
 """Rows of one head in a block, whatever their length: fewer make poor products."""
 
-KEY_BYTES = 1 << 24
+KEY_BYTES = 1 << 25
 """Size of the keys of several heads that are kept for all blocks of queries; more are laid out anew for each block."""
 
 

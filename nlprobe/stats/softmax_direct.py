@@ -74,8 +74,10 @@ def _measure(groups: HeadGroups, rows: list[slice], buffers: Tensor, maps: "_Map
             if not bounded:
                 largest = _take_off_largest(logits, seen, groups.masked)
                 maps.reach[at] = maps.reach[at].maximum(largest)
-            weights = torch.exp(logits, out=buffers[1, : logits.numel()].view_as(logits))
-            if groups.masked or not bounded:
+            # in place where the logits are not asked for again: one stream of memory less
+            memory = buffers[0 if maps.distance_only else 1]
+            weights = torch.exp(logits, out=memory[: logits.numel()].view_as(logits))
+            if not maps.distance_only and (groups.masked or not bounded):
                 logits.clamp_min_(LOWEST_LOGIT)  # 0 · −∞ is not a number
             mass = maps.add(at, span, logits, weights, seen)
             if means is not None:

@@ -14,8 +14,8 @@ from nlprobe.stats.streaming import block_elements, wide
 SHIFT_ROWS = 32
 """At most so many rows give the direction that is subtracted from all: enough of them that an odd one is diluted."""
 
-MOST_ELEMENTS = 1 << 21
-"""Float32 numbers in a block of rows: larger ones lose nothing in the cache but more in memory (8 MiB, three times)."""
+MOST_ELEMENTS = 1 << 20
+"""Float32 numbers in a block of rows: larger ones lose nothing in the cache but more in memory (4 MiB, three times)."""
 
 LOWEST_LOGIT = {torch.float32: -40.0, torch.float64: -700.0}
 """Logit below a row's largest at which a weight is taken for 0: it adds less than rounding, and its square, or itself,
