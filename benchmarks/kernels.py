@@ -16,7 +16,9 @@ from nlprobe.stats import (
     dot_map_statistics,
     product_statistics,
     softmax_map_statistics,
+    softmax_statistics,
 )
+from nlprobe.stats.logits import Logits
 
 
 @cache
@@ -51,6 +53,14 @@ def concat_logits(n: int) -> tuple[Tensor, Tensor]:
     return torch.randn(n), torch.randn(n)
 
 
+@cache
+def heads(images: int, n: int) -> tuple[Tensor, Tensor]:
+    """Queries and keys of ViT-B's 12 heads, as the views of one tensor that its projection gives."""
+    torch.manual_seed(0)
+    query, key, _ = torch.randn(images, n, 3, 12, 64).permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key
+
+
 def closed_form(maps: Tensor) -> float:
     unit = maps / torch.linalg.vector_norm(maps, dim=-1, keepdim=True)
     return 0.5 * (1 - unit.mean(0).square().sum().item())
@@ -80,6 +90,51 @@ def softmax(n: int, d: int, distance_only: bool, target: float) -> Row:
         ours=lambda: softmax_map_statistics(*queries_and_keys(n, d), distance_only=distance_only),
         peer=lambda: torch.matmul(queries_and_keys(n, d)[0], queries_and_keys(n, d)[1].mT),
     )
+
+
+def head_products(images: int, n: int) -> Tensor:
+    query, key = heads(images, n)
+    return torch.matmul(query, key.mT)
+
+
+def brute_force(images: int, n: int) -> Tensor:
+    """Eager weights, then each column by its definition, of the heads and of their mean."""
+    weights = torch.softmax(0.125 * head_products(images, n), dim=-1)
+    columns = []
+    for maps in (weights, weights.mean(1, keepdim=True)):
+        unit = maps / torch.linalg.vector_norm(maps, dim=-1, keepdim=True)
+        centred = maps - 1 / n
+        columns += [
+            0.5 * (1 - (unit @ unit.mT).mean((-2, -1))),
+            -torch.special.xlogy(maps, maps).sum(-1).mean(-1),
+            (1 / maps.square().sum(-1)).mean(-1),
+            centred.mean(-2).square().sum(-1) / centred.square().sum(-1).mean(-1),
+        ]
+    return torch.cat(columns, dim=1)
+
+
+def all_heads(images: int, n: int) -> object:
+    return softmax_statistics(Logits(*heads(images, n), 0.125), average=True)
+
+
+def of_heads(images: int, n: int, att: float, prod: float) -> list[Row]:
+    name = f"ViT-B heads, {images} x {n}"
+    return [
+        Row(
+            f"{name}: att with mean, Q·Kᵀ",
+            att,
+            "at_most",
+            lambda: all_heads(images, n),
+            lambda: head_products(images, n),
+        ),
+        Row(
+            f"{name}: prod, Q·Kᵀ",
+            prod,
+            "at_most",
+            lambda: product_statistics(*heads(images, n), 0.125),
+            lambda: head_products(images, n),
+        ),
+    ]
 
 
 def materialised_products() -> float:
@@ -116,6 +171,15 @@ ROWS = [
     softmax(4200, 512, False, 1.6),
     softmax(9409, 256, True, 1.3),
     softmax(9409, 256, False, 1.6),
+    *of_heads(8, 197, 3.0, 1.7),
+    *of_heads(1, 4097, 1.6, 0.25),
+    Row(
+        name="ViT-B heads, 8 x 197: att with mean, eager weights and brute force",
+        target=3.0,
+        kind="faster",
+        ours=lambda: all_heads(8, 197),
+        peer=lambda: brute_force(8, 197),
+    ),
     Row(
         name="prod N 4 200 d 512, materialised",
         target=3.0,
