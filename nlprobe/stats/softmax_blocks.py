@@ -31,6 +31,8 @@ class Found:
         unevenness: mean_i ‖c_i‖².
         variation: mean_i |S_i|·‖c_i‖², the squared coefficient of variation within rows.
         reach: The largest magnitude of a row's largest logit, the keys centred; 0 for the mean over heads.
+        level: Of what the distance is a difference: ½ where unit rows were summed, less where their residuals were.
+        offset: 1 where weights were held as e_ij = w_ij − 1, 0 where as w_ij.
     """
 
     distance: Tensor
@@ -41,6 +43,8 @@ class Found:
     unevenness: Tensor
     variation: Tensor
     reach: Tensor
+    level: Tensor
+    offset: Tensor
 
     @staticmethod
     def unknown(shape: tuple[int, ...], device: torch.device) -> "Found":
@@ -141,6 +145,11 @@ class HeadGroups:
     dtype: torch.dtype
     _prepared: dict[int, PreparedLogits] = field(default_factory=dict)
 
+    @property
+    def plain(self) -> bool:
+        """Whether the rows of logits sum to zero: products with centred keys, and nothing added."""
+        return self.logits.given is None and (self.logits.mask is None or self.logits.mask.bias is None)
+
     def fill(self, heads: slice, rows: Rows, memory: Tensor) -> tuple[Tensor, Seen]:
         """The logits (g, hh, r, m) of some heads and queries, in the memory given, and what the queries see."""
         g, hh, m = self.sets.stop - self.sets.start, heads.stop - heads.start, self.logits.shape[3]
@@ -175,19 +184,25 @@ class HeadMean:
     """The sum over heads of a block's rows w_i/z_i, (g, r, m), added up in the memory given.
 
     It is the mean over the heads that see any key, but for a factor by row, which changes none of the statistics.
+    With w_ij = 1 + e_ij it is Σ_h 1/z_i · (1 + e'_ij), e' the mean of e weighted with 1/z_i: again of that form.
     """
 
-    def __init__(self, memory: Tensor) -> None:
+    def __init__(self, memory: Tensor, offset: bool = False) -> None:
         self._memory = memory
+        self._offset = offset
         self._started = False
         self._support: Tensor | None = None
+        self._factors: Tensor | None = None
         self._shape = (0, 0, 0)
 
     def add(self, weights: Tensor, mass: Tensor, seen: Seen) -> None:
-        """Add the weights w_ij of some heads (g, hh, r, m) with their sums z_i (g, hh, r)."""
+        """Add the weights w_ij, or e_ij, of some heads (g, hh, r, m) with the sums z_i of the weights (g, hh, r)."""
         g, hh, r, m = weights.shape
         self._shape = (g, r, m)
         inverse = mass.reciprocal() if seen.support is None else torch.where(seen.present, 1 / mass, 0.0)
+        if self._offset:
+            factors = inverse.sum(1)
+            self._factors = factors if self._factors is None else self._factors + factors
         rows = self._memory[: g * r * m].view(g, r, m)
         for image in range(g):
             if hh == 1:
@@ -207,9 +222,11 @@ class HeadMean:
             self._support = union if self._support is None else self._support.maximum(union)
 
     def finish(self) -> tuple[Tensor, Seen]:
-        """The rows, and the union of what the heads see."""
+        """The rows, or e' where there is an offset, and the union of what the heads see."""
         g, r, m = self._shape
         rows = self._memory[: g * r * m].view(g, r, m)
+        if self._factors is not None:
+            rows.div_(self._factors.unsqueeze(-1))
         return rows, all_seen(rows) if self._support is None else Seen(self._support, wide(self._support).sum(-1))
 
 

@@ -17,6 +17,9 @@ LOWEST_LOGIT = -40.0
 """Logit below a row's largest at which a weight is taken for 0: its square would be a denormal number, with which
 processors compute many times slower."""
 
+NEAR_EVEN = 1.0
+"""Largest logit by magnitude up to which weights are held as their differences from 1."""
+
 SHORT = 400
 """Length up to which torch multiplies pairs of rows by itself, and faster than it multiplies and adds."""
 
@@ -26,10 +29,13 @@ def direct_statistics(
 ) -> list[tuple[Found, Found | None]]:
     """Statistics of chosen maps ω_i = softmax_j(s_ij), and of their mean over the heads, from float32 weights.
 
-    With w_ij = exp(s_ij), r_i = ‖w_i‖, z_i = Σ_j w_ij: avg_dist = ½ (1 − ‖mean_i w_i/r_i‖²),
+    With w_ij = exp(s_ij), r_i = ‖w_i‖, z_i = Σ_j w_ij, and the residuals p_i = (w_i − z_i/M)/r_i of the unit rows from
+    the flat one, whose part along it is α_i = √(1 − ‖p_i‖²): avg_dist = ½ (mean‖p_i‖² − ‖mean p_i‖² + var α_i),
     ‖c_i‖² = (r_i/z_i)² − 1/|S_i|, mean_i c_i = mean_i ω_i − mean_i 1_{S_i}/|S_i|, H_i = log z_i − Σ_j w_ij s_ij/z_i.
-    The first three are differences of nearly equal numbers where rows are alike or even: what comes out there is to be
-    discarded. The row's largest logit is taken off only where logits are not bounded by `BOUNDED_BELOW`.
+    Where no logit exceeds `NEAR_EVEN`, w_ij = 1 + e_ij and the rows are e_i: residuals and c_i, which a constant does
+    not change, then keep their digits however even the maps are. Otherwise they are differences of nearly equal numbers
+    where rows are alike or even, and what comes out there is to be discarded (`softmax_trust`). The row's largest logit
+    is taken off only where logits are not bounded by `BOUNDED_BELOW`.
 
     O(N·M·d) time; memory of three blocks of rows, and of one copy of the keys of some heads.
 
@@ -46,7 +52,7 @@ def direct_statistics(
         rows, and with a prefix of those after it.
     """
     s, h, n, m = logits.shape
-    room = block_elements(logits.device) * (4 if m < SHORT else 2)
+    room = block_elements(logits.device) * (6 if m < SHORT else 2)
     plan = layout(logits.shape, room)
     buffers = torch.empty(3, math.prod(plan.largest) * m, device=logits.device)
     empty = partial(_Maps, masked=masked, distance_only=distance_only, prefix=prefix, device=logits.device)
@@ -54,38 +60,48 @@ def direct_statistics(
     means = empty((s, n, m)) if average is not None else None
     for groups, with_mean in wanted_groups(logits, masked, plan, wanted, average, torch.float32):
         _measure(groups, plan.rows, buffers, maps, means if with_mean else None)
-    return [
-        (maps.found(skipped), None if means is None else means.found(skipped))
-        for skipped in ([False, True] if prefix else [False])
-    ]
+    found = maps.found()
+    return list(zip(found, [None] * len(found) if means is None else means.found(), strict=True))
 
 
 def _measure(groups: HeadGroups, rows: list[slice], buffers: Tensor, maps: "_Maps", means: "_Maps | None") -> None:
-    bounds = []
-    for heads in groups.heads:
-        bound = _bound(groups, heads)
-        bounds.append(bool(bound.amax() < BOUNDED_BELOW))
-        maps.reach[groups.sets, heads] = bound if bounds[-1] else 0.0
+    whole = len(rows) == len(groups.heads) == 1 and not groups.masked
+    bounds = [_bound(groups, heads) for heads in groups.heads] if not whole else []
     for span in rows:
-        mean = HeadMean(buffers[2])
-        for heads, bounded in zip(groups.heads, bounds, strict=True):
-            logits, seen = groups.fill(heads, span, buffers[0])
+        blocks = [groups.fill(groups.heads[0], span, buffers[0])] if whole else []
+        if whole:
+            # one block holds all: its logits tell sooner than the lengths of queries and keys
+            logits = blocks[0][0]
+            bounds = [torch.maximum(logits.amax((-2, -1)), -logits.amin((-2, -1)))]
+        limit = max(float(bound.amax()) for bound in bounds)
+        offset = limit <= NEAR_EVEN and not groups.masked
+        mean = HeadMean(buffers[2], offset)
+        for heads, bound in zip(groups.heads, bounds, strict=True):
+            logits, seen = blocks.pop() if blocks else groups.fill(heads, span, buffers[0])
             at = (groups.sets, heads)
-            if not bounded:
-                largest = _take_off_largest(logits, seen, groups.masked)
-                maps.reach[at] = maps.reach[at].maximum(largest)
+            maps.offset[at] = float(offset)
+            if bool(bound.amax() < BOUNDED_BELOW):
+                maps.reach[at] = bound
+                bounded = True
+            else:
+                maps.reach[at] = maps.reach[at].maximum(_take_off_largest(logits, seen, groups.masked))
+                bounded = False
             # in place where the logits are not asked for again: one stream of memory less
             memory = buffers[0 if maps.distance_only else 1]
             weights = torch.exp(logits, out=memory[: logits.numel()].view_as(logits))
+            if offset:
+                weights.sub_(1)
             if not maps.distance_only and (groups.masked or not bounded):
                 logits.clamp_min_(LOWEST_LOGIT)  # 0 · −∞ is not a number
-            mass = maps.add(at, span, logits, weights, seen)
+            mass = maps.add(at, span, logits, weights, seen, offset, plain=groups.plain)
             if means is not None:
                 mean.add(weights, mass, seen)
         if means is not None:
             weights, seen = mean.finish()
-            logits = torch.log(weights, out=buffers[0, : weights.numel()].view_as(weights))
-            means.add((groups.sets,), span, logits.clamp_min_(2 * LOWEST_LOGIT), weights, seen)
+            memory = buffers[0, : weights.numel()].view_as(weights)
+            logits = torch.log1p(weights, out=memory) if offset else torch.log(weights, out=memory)
+            means.offset[groups.sets] = float(offset)
+            means.add((groups.sets,), span, logits.clamp_min_(2 * LOWEST_LOGIT), weights, seen, offset, plain=False)
 
 
 def _bound(groups: HeadGroups, heads: slice) -> Tensor:
@@ -114,48 +130,73 @@ def _take_off_largest(logits: Tensor, seen: Seen, masked: bool) -> Tensor:
 
 
 class _Maps:
-    """What the passes over blocks of rows leave of a number of maps, (…, n, m): a few numbers a row, and mean rows."""
+    """What the passes over blocks of rows leave of a number of maps, (…, n, m): a few numbers a row, and mean rows.
+
+    The rows are e_ij = w_ij − 1 where `offset` is 1, and w_ij where it is 0.
+    """
 
     def __init__(
         self, shape: tuple[int, ...], *, masked: bool, distance_only: bool, prefix: int, device: torch.device
     ) -> None:
         *batch, n, m = shape
         self.distance_only, self.prefix = distance_only, prefix
-        self.lengths = torch.ones(*batch, 1 if distance_only else 2, n, device=device)  # r_i, z_i
+        self.rows = torch.ones(2, *batch, n, device=device)  # ‖e_i‖, Σ_j e_ij
         self.products = torch.zeros(*batch, n, device=device)  # Σ_j w_ij s_ij
         self.count = torch.full((*batch, n) if masked else (1,), m, dtype=torch.float64, device=device)  # |S_i|
-        # Σ_i w_i/r_i, Σ_i w_i/z_i
-        self.directions = torch.zeros(*batch, 1 if distance_only else 2, m, dtype=torch.float64, device=device)
-        self.even = torch.zeros(*batch, 1, m if masked else 1, dtype=torch.float64, device=device)  # Σ_i 1_{S_i}/|S_i|
-        self.skipped = (torch.zeros_like(self.directions), torch.zeros_like(self.even))  # the part of the prefix
-        self.reach = torch.zeros(batch, device=device)
+        # Σ_i e_i/r_i and Σ_i e_i/z_i, over all rows and over the prefix
+        self.sums = torch.zeros(2, *batch, 1 if distance_only else 2, m, dtype=torch.float64, device=device)
+        self.even = torch.zeros(2, *batch, m if masked else 0, dtype=torch.float64, device=device)  # Σ_i 1_{S_i}/|S_i|
+        self.reach, self.offset = torch.zeros(2, *batch, device=device)
 
-    def add(self, at: tuple[slice, ...], rows: slice, logits: Tensor, weights: Tensor, seen: Seen) -> Tensor:
-        """Add a block of rows (…, r, m) of the maps at `at`; spends the logits, returns the rows' sums z_i."""
-        lengths = self.lengths[at][..., rows]
-        torch.linalg.vector_norm(weights, dim=-1, out=lengths[..., 0, :])
-        mass = lengths[..., -1, :]
-        if self.distance_only:
-            mass = weights.sum(-1)
-        else:
-            torch.sum(weights, -1, out=mass)
-            self._add_products(self.products[at][..., rows], logits, weights)
-        factors = lengths.reciprocal()
+    def add(
+        self,
+        at: tuple[slice, ...],
+        rows: slice,
+        logits: Tensor,
+        weights: Tensor,
+        seen: Seen,
+        offset: bool,
+        *,
+        plain: bool,
+    ) -> Tensor:
+        """Add a block of rows (…, r, m) of the maps at `at`; spends the logits, returns the rows' sums z_i.
+
+        Args:
+            at: Which maps.
+            rows: Which rows of them.
+            logits: s_ij.
+            weights: e_ij.
+            seen: The supports.
+            offset: Whether the weights are w_ij − 1.
+            plain: Whether each row of the logits sums to zero.
+        """
+        m = weights.shape[-1]
+        norm, total = (part[at][..., rows] for part in self.rows)
+        torch.linalg.vector_norm(weights, dim=-1, out=norm)
+        torch.sum(weights, -1, out=total)
+        mass, length = total, norm
+        if offset:
+            mass, length = total + m, (norm.square() + (2 * total + m)).sqrt_()
+        if not self.distance_only:
+            self._add_products(self.products[at][..., rows], logits, weights, offset and not plain)
+        factors = torch.stack((length,) if self.distance_only else (length, mass), -2).reciprocal_()
         if seen.support is not None:
             self._add_support(at, rows, seen)
             factors = torch.where(seen.present.unsqueeze(-2), factors, 0.0)
-        self.directions[at] += factors @ weights
+        self.sums[0][at] += factors @ weights
         before = self.prefix - rows.start
         if before > 0:
-            self.skipped[0][at] += factors[..., :before] @ weights[..., :before, :]
+            self.sums[1][at] += factors[..., :before] @ weights[..., :before, :]
         return mass
 
-    def _add_products(self, out: Tensor, logits: Tensor, weights: Tensor) -> None:
+    def _add_products(self, out: Tensor, logits: Tensor, weights: Tensor, with_ones: bool) -> None:
         m = logits.shape[-1]
+        ones = logits.sum(-1) if with_ones else 0.0
         if m < SHORT:
             out.copy_(torch.bmm(weights.view(-1, 1, m), logits.view(-1, m, 1)).view(out.shape))
         else:
             torch.sum(logits.mul_(weights), -1, out=out)
+        out += ones
 
     def _add_support(self, at: tuple[slice, ...], rows: slice, seen: Seen) -> None:
         assert seen.support is not None
@@ -165,39 +206,68 @@ class _Maps:
             inverse = torch.where(seen.present, 1 / seen.count, 0.0).to(seen.support.dtype).unsqueeze(-2)
             # one row of the support may stand for all
             repeated = count.shape[-1] // seen.support.shape[-2]
-            self.even[at] += wide(inverse @ seen.support) * repeated
+            self.even[0][at] += wide(inverse @ seen.support).squeeze(-2) * repeated
             before = min(self.prefix - rows.start, count.shape[-1])
             if before > 0 and repeated == 1:
-                self.skipped[1][at] += wide(inverse[..., :before] @ seen.support[..., :before, :])
+                self.even[1][at] += wide(inverse[..., :before] @ seen.support[..., :before, :]).squeeze(-2)
             elif before > 0:
-                self.skipped[1][at] += wide(inverse @ seen.support) * before
+                self.even[1][at] += wide(inverse @ seen.support).squeeze(-2) * before
 
-    def found(self, without_prefix: bool = False) -> Found:
-        """The statistics of all rows, or of those after the prefix."""
-        rows = slice(self.prefix if without_prefix else 0, None)
-        products, lengths = self.products[..., rows], self.lengths[..., rows]
-        total, count = products.shape[-1], self.count if self.count.dim() == 1 else self.count[..., rows]
-        present, several = (torch.broadcast_to(count > least, products.shape) for least in (0, 1))
-        n = wide(present.sum(-1))
-        directions, even = self.directions, self.even
-        if without_prefix:
-            directions, even = directions - self.skipped[0], even - self.skipped[1]
-        means = directions / n[..., None, None]
+    def found(self) -> list[Found]:
+        """The statistics of all rows, and with a prefix of those after it."""
+        m, masked = self.sums.shape[-1], self.count.dim() > 1
+        offset = wide(self.offset).unsqueeze(-1)
+        norm, total = wide(self.rows)
+        present = (self.count > 0).expand_as(total)
+        square = norm.square()
+        mass, length = total + offset * m, square + offset * (2 * total + m)  # z_i, r_i²
+        apart = torch.where(present, (square - total.square() / m) / length, 0.0)  # ‖p_i‖²
+        along = (1 - apart).clamp_min(0).sqrt()
+        columns = [present, apart, along, total * length.rsqrt() / m]
+        if not self.distance_only:
+            n_eff = mass.square() / length
+            uneven = (square - total.square() / m) / mass.square() if not masked else 1 / n_eff - 1 / self.count
+            entropy = (mass.log() - wide(self.products) / mass) / self.count.log()
+            several = (self.count > 1).expand_as(present)
+            columns += [n_eff, uneven, uneven * self.count, entropy, several, total / mass / m]
+        by_row = torch.stack([torch.where(present, column, 0.0) if masked else wide(column) for column in columns])
+        if masked and not self.distance_only:
+            by_row[7] = torch.where(several, by_row[7], 0.0)
+        parts = [(by_row.sum(-1), self.sums[0], self.even[0])]
+        if self.prefix:
+            first = by_row[..., : self.prefix].sum(-1)
+            parts.append((parts[0][0] - first, self.sums[0] - self.sums[1], self.even[0] - self.even[1]))
+        sizes = (total.shape[-1], total.shape[-1] - self.prefix)
+        # the variance of α is a small difference: from the rows themselves
+        spread = [along[..., start:] for start in (0, self.prefix)]
+        return [
+            self._statistics(sums, vectors, even, size, _variance(one, present[..., size_at:]))
+            for (sums, vectors, even), size, one, size_at in zip(parts, sizes, spread, (0, self.prefix), strict=False)
+        ]
+
+    def _statistics(self, sums: Tensor, vectors: Tensor, even: Tensor, size: int, variance: Tensor) -> Found:
+        n = sums[0]
         found = Found.unknown(n.shape, n.device)
-        found.distance.copy_(0.5 * (1 - means[..., 0, :].square().sum(-1)))
-        found.zero_rows.copy_(total - n)
+        mean = (vectors[..., 0, :] - sums[3].unsqueeze(-1)) / n.unsqueeze(-1)
+        apart = sums[1] / n
+        found.distance.copy_(0.5 * (apart - mean.square().sum(-1) + variance))
+        found.zero_rows.copy_(size - n)
         found.reach.copy_(self.reach)
+        found.offset.copy_(self.offset)
+        found.level.copy_(torch.where(self.offset > 0, 0.5 * apart, 0.5))
         if self.distance_only:
             return found
-        norm, mass = wide(lengths).unbind(-2)
-        n_eff = (mass / norm).square()
-        uneven = torch.where(present, 1 / n_eff - 1 / count, 0.0)
-        entropy = torch.where(several, (mass.log() - wide(products) / mass) / count.log(), 0.0)
-        even = even if even.shape[-1] > 1 else (total / count)
-        mean_uneven = means[..., 1, :] - (even / n[..., None, None]).squeeze(-2)
-        found.entropy.copy_(entropy.sum(-1) / several.sum(-1))
-        found.n_eff.copy_(torch.where(present, n_eff, 0.0).sum(-1) / n)
+        flat = even if even.shape[-1] else sums[9].unsqueeze(-1)
+        mean_uneven = (vectors[..., 1, :] - flat) / n.unsqueeze(-1)
+        found.n_eff.copy_(sums[4] / n)
+        found.unevenness.copy_(sums[5] / n)
+        found.variation.copy_(sums[6] / n)
+        found.entropy.copy_(sums[7] / sums[8])
         found.mean_unevenness.copy_(mean_uneven.square().sum(-1))
-        found.unevenness.copy_(uneven.sum(-1) / n)
-        found.variation.copy_((uneven * count).sum(-1) / n)
         return found
+
+
+def _variance(along: Tensor, present: Tensor) -> Tensor:
+    count = present.sum(-1, keepdim=True)
+    mean = torch.where(present, along, 0.0).sum(-1, keepdim=True) / count
+    return torch.where(present, along - mean, 0.0).square().sum(-1) / count.squeeze(-1)

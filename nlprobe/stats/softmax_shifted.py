@@ -198,4 +198,6 @@ class _Sums:
             unevenness=self.unevenness / n * undefined,
             variation=self.variation / n * undefined,
             reach=self.reach,
+            level=torch.full_like(n, 0.5),
+            offset=torch.zeros_like(n),
         )

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from nlprobe.stats.softmax_blocks import Found
 
-CLOSE_BELOW = 0.02
-"""Distance under which ½ (1 − ‖mean direction‖²) of float32 weights loses digits: ‖·‖² has an error of 1e-7."""
+CLOSE_BELOW = 0.04
+"""Distance, relative to that of which it is a difference (`Found.level`), under which it loses digits."""
 
 FLAT_BELOW = 0.1
 """mean_i |S_i|·‖c_i‖² under which ‖a_i‖² − 1/|S_i| of float32 weights loses digits, for the same reason."""
@@ -54,8 +54,8 @@ class Trust:
 
     def rows_differ(self, found: Found) -> Tensor:
         """Whether rows differ enough, between and within them, for the direct way."""
-        differ = found.distance >= CLOSE_BELOW
-        return differ if self.distance_only else differ & (found.variation >= FLAT_BELOW)
+        differ = found.distance >= CLOSE_BELOW * found.level
+        return differ if self.distance_only else differ & ((found.variation >= FLAT_BELOW) | (found.offset > 0))
 
     def direct(self, found: Found) -> Tensor:
         """Whether what the direct way has found is kept."""
@@ -63,7 +63,10 @@ class Trust:
             return self.rows_differ(found)
         shared = found.mean_unevenness / found.unevenness
         peaked = self._nats(found) < LOW_BELOW / math.sqrt(self.n) * found.reach.clamp_min(1)
-        enough = (self.m * shared * found.variation >= UNSHARED_BELOW) & (self.n * shared >= OPPOSED_BELOW)
+        varied = self.m * shared * found.variation >= UNSHARED_BELOW
+        # weights held as e = w − 1 lose nothing where the mean row is nearly flat, but their own rounding shows
+        varied |= (found.offset > 0) & (found.variation * shared >= self._even())
+        enough = varied & (self.n * shared >= OPPOSED_BELOW)
         return self.rows_differ(found) & enough & ~peaked
 
     def shifted(self, found: Found) -> Tensor:
@@ -72,9 +75,12 @@ class Trust:
         if self.distance_only:
             return finite
         shared = found.mean_unevenness / found.unevenness
-        even = MASKED_EVEN_BELOW if self.masked else max(EVEN_BELOW / (self.n * self.m), 1e-9)
+        even = self._even()
         peaked = self._nats(found) < PEAKED_BELOW / math.sqrt(self.n) * found.reach.clamp_min(1)
         return finite & (found.variation * shared >= even) & (self.n * shared >= OPPOSED_BELOW) & ~peaked
+
+    def _even(self) -> float:
+        return MASKED_EVEN_BELOW if self.masked else max(EVEN_BELOW / (self.n * self.m), 1e-9)
 
     def _nats(self, found: Found) -> Tensor:
         return found.entropy * math.log(max(self.m, 2))

@@ -66,7 +66,7 @@ def test_few_passes_measure_the_same_in_blocks_of_any_size(
 
 
 @pytest.mark.parametrize(
-    ("way", "size"), [("few passes", 1e-2), ("few passes", 1000.0), ("residuals", 1e-6), ("residuals", 1000.0)]
+    ("way", "size"), [("few passes", 1e-6), ("few passes", 1000.0), ("residuals", 1e-6), ("residuals", 1000.0)]
 )
 def test_each_way_loses_the_digits_that_it_is_not_trusted_with(
     way: str, size: float, monkeypatch: pytest.MonkeyPatch
@@ -78,8 +78,17 @@ def test_each_way_loses_the_digits_that_it_is_not_trusted_with(
         check(logits)
 
 
+def test_even_maps_keep_their_digits_by_their_differences_from_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = Logits(*product(6, size=1e-2), 0.5)
+    force("few passes", monkeypatch)
+    check(logits)
+    monkeypatch.setattr(softmax_direct, "NEAR_EVEN", 0.0)
+    with pytest.raises(AssertionError):
+        check(logits)
+
+
 @pytest.mark.parametrize("m", [197, 4097])
-@pytest.mark.parametrize("size", [0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0])
 def test_what_is_kept_of_few_passes_is_good_around_every_threshold(m: int, size: float) -> None:
     generator = torch.Generator().manual_seed(5)
     query, key = torch.randn(1, 2, 60, 32, generator=generator), torch.randn(1, 2, m, 32, generator=generator)
