@@ -81,7 +81,10 @@ def check(audit: SiteAudit, capture: Capture) -> None:
             errors["A·V"] = relative_error(_recomputed_context(capture), capture.context)
     else:
         tensors = [capture.x]
-    dtype = min((tensor.dtype for tensor in tensors), key=lambda dtype: torch.finfo(dtype).bits)
+    dtypes = [tensor.dtype for tensor in tensors]
+    if isinstance(capture, PairwiseCapture) and capture.dtype is not None:
+        dtypes.append(capture.dtype)
+    dtype = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
     audit.dtype = str(dtype).removeprefix("torch.")
     audit.errors, audit.tolerance = errors, TOLERANCES[dtype]
     wrong = {name: error for name, error in errors.items() if not error <= audit.tolerance}

@@ -34,6 +34,7 @@ class WrittenOut:
     visible: tuple[Tensor, ...]
     given: Tensor | None
     dropout: float
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class _Link:
         transposed: Whether the tensor holds the map with keys before queries.
         weights: Whether the softmax is done.
         given: The logits themselves, once what was done to them is not understood.
+        dtype: The precision of the softmax.
     """
 
     query: Tensor | None
@@ -59,6 +61,7 @@ class _Link:
     weights: bool = False
     given: Tensor | None = None
     dropout: float = 0.0
+    dtype: torch.dtype = torch.float64
 
 
 class Chains:
@@ -113,7 +116,7 @@ class Chains:
             biases = tuple(bias.mT if across else bias for bias in link.biases)
             visible = tuple(mask.mT if across else mask for mask in link.visible)
             link = replace(link, query=query, key=key, biases=biases, visible=visible)
-        self._links[result] = replace(link, weights=True, transposed=across)
+        self._links[result] = replace(link, weights=True, transposed=across, dtype=result.dtype)
 
     def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Carry what is known over to the result of a function that is applied to a tensor on the way."""
@@ -303,6 +306,7 @@ def _written_out(link: _Link, value: Tensor, context: Tensor) -> WrittenOut:
         visible=link.visible,
         given=link.given,
         dropout=link.dropout,
+        dtype=link.dtype,
     )
 
 

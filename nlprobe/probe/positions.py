@@ -12,7 +12,7 @@ def prefix_tokens(model: nn.Module, path: str) -> int:
     """How many tokens come before those of the image, as the model's own classes say it.
 
     Looked for from the site upwards: `num_prefix_tokens` (timm), `class_token` (torchvision's VisionTransformer),
-    `embeddings.cls_token` with `config.num_register_tokens` (Hugging Face); 0 where nothing says so.
+    class, distillation and register tokens of the `embeddings` (Hugging Face); 0 where nothing says so.
 
     Args:
         model: The model.
@@ -27,9 +27,21 @@ def prefix_tokens(model: nn.Module, path: str) -> int:
         if isinstance(getattr(ancestor, "class_token", None), Tensor):
             return 1
         embeddings = getattr(ancestor, "embeddings", None)
-        if isinstance(embeddings, nn.Module) and isinstance(getattr(embeddings, "cls_token", None), Tensor):
-            return 1 + int(getattr(getattr(ancestor, "config", None), "num_register_tokens", 0) or 0)
+        if isinstance(embeddings, nn.Module):
+            count = _tokens_of(embeddings)
+            if count:
+                return count
     return 0
+
+
+def _tokens_of(embeddings: nn.Module) -> int:
+    """How many tokens of their own embeddings put before those of the image."""
+    count = 0
+    for name in ("cls_token", "class_embedding", "distillation_token", "register_tokens"):
+        token = getattr(embeddings, name, None)
+        if isinstance(token, Tensor):
+            count += token.shape[-2] if token.dim() > 1 else 1
+    return count
 
 
 @dataclass(frozen=True)

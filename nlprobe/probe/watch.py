@@ -29,7 +29,7 @@ class Product:
         given: The logits as they entered the softmax, where they are not such a product.
         context: (..., n, dv), A·V.
         dropout: The probability with which weights were dropped.
-        function: What computed it, in words.
+        dtype: The precision of the softmax, where it was written out in another than the model's.
     """
 
     query: Tensor | None
@@ -42,7 +42,7 @@ class Product:
     causal: bool = False
     given: Tensor | None = None
     dropout: float = 0.0
-    function: str = "scaled_dot_product_attention"
+    dtype: torch.dtype | None = None
 
 
 @dataclass(eq=False)
@@ -162,7 +162,7 @@ def _from_chain(chain: WrittenOut) -> Product:
         visible=chain.visible,
         given=chain.given,
         dropout=chain.dropout,
-        function="softmax(q kᵀ) v",
+        dtype=chain.dtype,
     )
 
 

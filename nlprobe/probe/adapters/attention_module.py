@@ -43,7 +43,8 @@ class AttentionModule:
         heads: Attribute with the number of heads, for products in which heads and sets share a dimension.
         projection: The linear sub-module W_o that takes A·V, heads side by side, straight to the output; the audit
             recomputes it. "" where something lies between.
-        windows: Whether an image has several sets of positions (windows).
+        windows: Whether an image has several sets of positions (windows); rows of x that are zero fill them up, and are
+            left out as queries.
         cross: Whether keys and queries come from different inputs.
         key_groups: Attribute with the number of queries' heads that share a head of keys, where the keys come repeated.
         hidden_below: The bias at and under which a key counts as hidden.
@@ -150,9 +151,10 @@ class AttentionModule:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
     ) -> tuple[Tensor | None, Tensor | None]:
         """The rows (s, n, c) of x and of the output, where they are what the adapter says."""
-        x = kwargs.get(self.source) if isinstance(self.source, str) else None
         if isinstance(self.source, int):
             x = args[self.source] if len(args) > self.source else next(iter(kwargs.values()), None)
+        else:
+            x = kwargs[self.source] if self.source in kwargs else args[0] if args else None
         out = call.output if self.output else _first_tensor(result)
         return tuple(
             as_rows(tensor.detach(), self.layout) if isinstance(tensor, Tensor) and tensor.dim() > 1 else None
@@ -202,7 +204,9 @@ class AttentionModule:
             mask=mask_of(product, heads, self.hidden_below),
             given=given,
             windows=self.windows,
+            valid=_not_padding(ends["input"]) if self.windows else None,
             dropout=product.dropout,
+            dtype=product.dtype,
             residual=self.residual,
             not_counted=tuple(missing),
         )
@@ -216,6 +220,14 @@ class AttentionModule:
         assert isinstance(layer, nn.Linear)
         merged = at_least_single(capture.context).transpose(1, 2).flatten(2)  # (s, h, n, dv) -> (s, n, h·dv)
         return {"W_o": relative_error(linear(merged, layer), capture.output)}
+
+
+def _not_padding(x: Tensor | None) -> Tensor | None:
+    """Windows are filled up with rows of zeros, which nothing else is; None where there are none."""
+    if x is None:
+        return None
+    real = (x != 0).any(-1)
+    return None if bool(real.all()) else real
 
 
 def _expanded(tensor: Tensor, context: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ class PairwiseCapture:
         self_attention: Whether query i and key i are the same position.
         valid: Which queries are not padding, where the adapter knows better than the mask does.
         dropout: The probability with which attention weights were dropped in this call.
+        dtype: The precision of the softmax, where it is another than that of queries and output.
         residual: Whether the block itself adds the output to x, so that ‖z − x‖/‖x‖ means something.
         not_counted: What is absent and why, in words.
         weight_query: Concat only.
@@ -74,6 +75,7 @@ class PairwiseCapture:
     self_attention: bool = True
     valid: Bool[Tensor, "s n"] | None = None
     dropout: float = 0.0
+    dtype: torch.dtype | None = None
     residual: bool = True
     not_counted: tuple[str, ...] = ()
     weight_query: Float[Tensor, " d"] | None = None
