@@ -128,22 +128,19 @@ def _train(
     ctx: click.Context, processes: Processes, out: Path, format: str, *, dry_run: bool, force: bool, resume: bool
 ) -> None:
     """Train, in one of several processes."""
-    state = processes.first(lambda: load_state(out) if resume else None)
-    if state:
-        _take_over(ctx, state["settings"]["flags"])
-    elif not dry_run:
+    if not resume and not dry_run:
         processes.first(lambda: _refuse_run(out, force=force))
-    device = _device(ctx.params["device"], processes)
-    started = processes.together(lambda: _Start.of(ctx, processes, device, out, state))
+    started = _begin(ctx, processes, out, resume=resume)
     engine = started.engine
     if dry_run:
         if processes.leads:
             result(started.plan())
         return
 
+    processes.together(lambda: started.attach_tensorboard(ctx.params["tensorboard"]))
     if processes.leads:
-        say("\n".join(started.going_on()) if state else started.plan())
-    processes.first(lambda: remove_partial(out) if state else clear(out))
+        say("\n".join(started.going_on()) if resume else started.plan())
+    processes.first(lambda: remove_partial(out) if resume else clear(out))
     processes.first(lambda: write_settings(out, ctx))
     try:
         with started.shown:
@@ -160,6 +157,15 @@ def _train(
         started.curves.draw(engine)
         wrote(out / BEST)
         result(_best(engine, out).render(format))
+
+
+def _begin(ctx: click.Context, processes: Processes, out: Path, *, resume: bool) -> "_Start":
+    """Make the run in every process; process 0 reads the state for all."""
+    state = processes.first(lambda: load_state(out) if resume else None)
+    if state:
+        _take_over(ctx, state["settings"]["flags"])
+    device = _device(ctx.params["device"], processes)
+    return processes.together(lambda: _Start.of(ctx, processes, device, out, state))
 
 
 @dataclass(frozen=True)
@@ -197,12 +203,14 @@ class _Start:
         )
         if state:
             engine.load_state(state)
-        if flags["tensorboard"] and processes.leads:
-            at = engine.progress
-            engine.observers.append(
-                TensorBoard(out / "tensorboard", at.epoch * engine.steps_per_epoch + at.step, len(at.curve))
-            )
         return cls(run, engine, shown, curves, unreadable, own_rate, out, changed)
+
+    def attach_tensorboard(self, wanted: bool) -> None:
+        """Let TensorBoard look on too, in the process that writes."""
+        at = self.engine.progress
+        if wanted and self.engine.processes.leads:
+            done = at.epoch * self.engine.steps_per_epoch + at.step
+            self.engine.observers.append(TensorBoard(self.out / "tensorboard", done, len(at.curve)))
 
     def plan(self) -> str:
         """The run in a few lines."""
@@ -242,7 +250,7 @@ def _again(processes: Processes, out: Path) -> str:
     """The command that goes on with the run."""
     if processes.count == 1:
         return f"nlprobe train --resume --out {out}"
-    return f"the same torchrun -m nlprobe train --resume --out {out}"
+    return f"torchrun … -m nlprobe train --resume --out {out}, with torchrun's own flags as before"
 
 
 def _refuse_run(out: Path, *, force: bool) -> None:

@@ -23,6 +23,8 @@ from nlprobe.errors import ConfigError, DataError
 
 Report = Callable[[UnreadableImageError], object]
 
+_SECONDS_AFTER_SIGTERM = 10
+
 
 class Batch(NamedTuple):
     """Some images: (B, 3, H, W), their labels (B,) or None, their names, and those that could not be read."""
@@ -147,7 +149,7 @@ class Batches:
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=pin_memory,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_outlive_signals,
             persistent_workers=workers > 0,
             # It would otherwise draw its workers' seed from the global generator.
             generator=torch.Generator(),
@@ -224,8 +226,9 @@ def _collate(samples: Sequence[tuple[Tensor | None, int | None, str, str]]) -> B
     )
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    # Ctrl-C, and the SIGTERM of torchrun and of batch systems, reach the whole process group; the main process decides
-    # when the workers end, and they end by themselves when it does.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _outlive_signals(_worker: int) -> None:
+    # Ctrl-C, and the SIGTERM of torchrun and of batch systems, reach the whole process group. The main process ends its
+    # step first and needs its workers for that; but a worker that it has to terminate must not live on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda _signal, _frame: signal.alarm(_SECONDS_AFTER_SIGTERM))
