@@ -120,6 +120,8 @@ class Chains:
 
     def follow(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Carry what is known over to the result of a function that is applied to a tensor on the way."""
+        if name == "__setitem__" and args[0] in self._links:
+            self._overwritten(args[0])
         if not isinstance(result, Tensor):
             return
         with torch._C.DisableTorchFunction():
@@ -138,6 +140,14 @@ class Chains:
                     elif result is source:
                         del self._links[source]
                     return
+
+    def _overwritten(self, tensor: Tensor) -> None:
+        """A part of the tensor was replaced: logits are taken as they are, weights are lost."""
+        link = self._links.pop(tensor)
+        if link.weights:
+            self.lost.append("an assignment")
+        else:
+            self._links[tensor] = replace(link, given=tensor)
 
     def _finish(self, first: Tensor, second: Tensor, result: Tensor) -> WrittenOut | None:
         link = self._links.get(first)

@@ -24,6 +24,7 @@ class FunctionalAttention(AttentionModule):
 
     block: str = "functional"
     classes: tuple[type | str, ...] = ()
+    heads: str = ""
     searching: bool = False
 
     def refuse_unseen(self, module: nn.Module, frame: Frame) -> None:

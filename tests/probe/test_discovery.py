@@ -76,6 +76,12 @@ def capped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return logits.softmax(-1) @ v
 
 
+def partly_overwritten(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = q @ k.mT / math.sqrt(D)
+    logits[..., 1:, 1:] += BIAS[..., 1:, 1:]
+    return logits.softmax(-1) @ v
+
+
 SCALED = 1 / math.sqrt(D)
 
 
@@ -112,6 +118,10 @@ FORMS: dict[str, tuple[Forward, Callable[[Tensor, Tensor], Tensor]]] = {
     "transposed weights": (transposed_weights, plain),
     "one key for all heads": (one_key_for_all_heads, lambda q, k: plain(q, k[:, :1])),
     "positions before heads": (positions_before_heads, plain),
+    "partly overwritten": (
+        partly_overwritten,
+        lambda q, k: plain(q, k) + F.pad(BIAS[..., 1:, 1:], (1, 0, 1, 0)),
+    ),
     "capped": (capped, lambda q, k: torch.tanh(plain(q, k) / 2) * 2),
 }
 

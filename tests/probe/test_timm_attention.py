@@ -1,0 +1,274 @@
+"""timm's models against the attention weights that their own written-out path computes, in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from attention_reference import assert_attention, column, expected_maps
+from timm.layers import GlobalContext, NonLocalAttn
+from timm.layers.attention import Attention, AttentionRope
+from torch import Tensor, nn
+
+import nlprobe
+from nlprobe.probe import Probe
+
+B = 2
+
+
+def seeded(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    model = model.double().eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "embed" not in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def run(model: nn.Module, *args, **kwargs) -> Probe:
+    with torch.no_grad(), nlprobe.probe(model) as probe:
+        model(*args, **kwargs)
+    return probe
+
+
+def pictures(side: int = 32, channels: int = 3) -> Tensor:
+    return torch.randn(B, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def written_out(model: nn.Module, path: str, *args, **kwargs) -> dict[str, Tensor]:
+    """The weights of one module on its written-out path, with what enters and leaves it."""
+    module = model.get_submodule(path)
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        seen[name] = value
+
+    fused = module.fused_attn
+    module.fused_attn = False
+    handles = [
+        module.attn_drop.register_forward_hook(lambda _, inputs, result: note("weights", inputs[0])),
+        module.register_forward_hook(
+            lambda _, inputs, result: (note("x", inputs[0]), note("output", result))[2:] or None
+        ),
+    ]
+    with torch.no_grad():
+        model(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    module.fused_attn = fused
+    return seen
+
+
+TINY = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 3}
+PLAIN: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", **TINY, patch_size=8), 1),
+    "registers": (lambda: timm.create_model("vit_tiny_patch16_224", **TINY, patch_size=8, reg_tokens=3), 4),
+    "no class token": (
+        lambda: timm.create_model("vit_tiny_patch16_224", **TINY, patch_size=8, class_token=False, global_pool="avg"),
+        0,
+    ),
+    "query and key norm": (lambda: timm.create_model("vit_tiny_patch16_224", **TINY, patch_size=8, qk_norm=True), 1),
+    "scaled output": (
+        lambda: timm.create_model("vit_tiny_patch16_224", **TINY, patch_size=8, scale_attn_norm=True),
+        1,
+    ),
+    "eva": (lambda: timm.create_model("eva02_tiny_patch14_224", **TINY, patch_size=8), 1),
+    "beit": (lambda: timm.create_model("beit_base_patch16_224", **TINY, patch_size=8), 1),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "written out"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_transformers_give_what_their_written_out_path_gives(name: str, fused: bool) -> None:
+    build, prefix = PLAIN[name]
+    model = seeded(build())
+    path = "blocks.1.attn"
+    expected = written_out(model, path, pictures())
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    probe = run(model, pictures())
+    assert [site.name for site in probe.sites] == ["blocks.0.attn", "blocks.1.attn"]
+    assert {audit.status for audit in probe.audit()} == {"passed"}
+    assert probe.sites[0].prefix == prefix
+    choices = [("all", slice(None))] + ([("no_prefix", slice(prefix, None))] if prefix else [])
+    for positions, rows in choices:
+        assert_attention(
+            probe.frame(),
+            expected["weights"],
+            site=path,
+            x=expected["x"],
+            output=expected["output"],
+            positions=positions,
+            rows=rows,
+        )
+    assert set(probe.frame()["quantity"]) == {"input", "key", "query", "prod", "att", "output"}
+
+
+@pytest.mark.parametrize("kind", ["causal", "mask"])
+def test_masks_given_to_an_attention_module_are_those_of_its_map(kind: str) -> None:
+    module = seeded(Attention(32, num_heads=4, qkv_bias=True))
+    x = torch.randn(B, 7, 32, dtype=torch.float64)
+    settings = {"is_causal": True} if kind == "causal" else {"attn_mask": torch.rand(B, 1, 7, 7) > 0.3}
+    if kind == "mask":
+        settings["attn_mask"][..., 0] = True
+    expected = written_out(module, "", x, **settings)
+    support = expected["weights"][:, :1] > 0
+    assert_attention(run(module, x, **settings).frame(), expected["weights"], site=".", x=x, support=support)
+
+
+def test_rotary_attention_measures_grouped_keys_once() -> None:
+    module = seeded(AttentionRope(32, num_heads=4, num_kv_heads=2, qkv_fused=False, num_prefix_tokens=1))
+    x = torch.randn(B, 10, 32, dtype=torch.float64)
+    rope = torch.randn(9, 16, dtype=torch.float64)
+    expected = written_out(module, "", x, rope)
+    frame = run(module, x, rope).frame()
+    assert_attention(frame, expected["weights"], site=".", x=x, output=expected["output"])
+    assert sorted(frame.query("quantity == 'key'")["head"].unique()) == ["0", "1"]
+
+
+WINDOWED = {
+    "swin": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        embed_dim=16,
+        depths=(2,),
+        num_heads=(4,),
+        window_size=4,
+        num_classes=3,
+    ),
+    "swin v2": lambda: timm.create_model(
+        "swinv2_tiny_window8_256", img_size=32, embed_dim=16, depths=(2,), num_heads=(4,), window_size=4, num_classes=3
+    ),
+}
+
+
+@pytest.mark.parametrize("block", [0, 1], ids=["in place", "shifted"])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_windows_are_sets_of_their_own(name: str, block: int) -> None:
+    model = seeded(WINDOWED[name]())
+    path = f"layers.0.blocks.{block}.attn"
+    module = model.get_submodule(path)
+    seen: list[Tensor] = []
+    handle = module.attn_drop.register_forward_hook(lambda _, inputs, result: seen.append(inputs[0]))
+    fused, module.fused_attn = getattr(module, "fused_attn", False), False
+    with torch.no_grad():
+        model(pictures())
+    module.fused_attn = fused
+    handle.remove()
+    weights = seen[0].unflatten(0, (B, 4))
+    probe = run(model, pictures())
+    assert {audit.status for audit in probe.audit()} == {"passed"}
+    for image in range(B):
+        for head in range(4):
+            values = [expected_maps(weights[image, w, head], weights[image, w, head] > 1e-30) for w in range(4)]
+            record = column(probe.frame(), "att", site=path, head=str(head), image=image)
+            for key in ("avg_dist", "entropy", "n_eff", "shared"):
+                expected = torch.tensor([value[key] for value in values]).nanmean()
+                assert record[key] == pytest.approx(float(expected), rel=1e-6), key
+    flat = probe.frame().query("quantity == 'att' and site == @path")["flat"]
+    assert flat.notna().all() == (block == 1) or flat[probe.frame()["head"] != "avg"].notna().all() == (block == 1)
+
+
+def test_padding_of_windows_is_left_out() -> None:
+    model = seeded(
+        timm.create_model(
+            "swin_tiny_patch4_window7_224",
+            img_size=40,
+            embed_dim=16,
+            depths=(2,),
+            num_heads=(4,),
+            window_size=4,
+            num_classes=3,
+            strict_img_size=False,
+        )
+    )
+    probe = run(model, pictures(40))
+    assert set(probe.frame()["positions"]) == {"valid"}
+    assert set(probe.frame()["groups"]) == {9}
+
+
+def test_a_non_local_block_is_measured_with_its_norm() -> None:
+    block = seeded(NonLocalAttn(16))
+    nn.init.uniform_(block.norm.weight)
+    x = pictures(6, 16)
+    with torch.no_grad():
+        query, key = block.t(x).flatten(2).mT, block.p(x).flatten(2).mT
+        weights = (query @ key.mT * 16**-0.5).softmax(-1)
+        output = (block(x) - x).flatten(2).mT
+    probe = run(block, x)
+    assert probe.sites[0].block == "timm.NonLocalAttn"
+    rows = x.flatten(2).mT
+    assert_attention(
+        probe.frame(),
+        weights.unsqueeze(1),
+        site=".",
+        query=query.unsqueeze(1),
+        key=key.unsqueeze(1),
+        x=rows,
+        output=output,
+    )
+    update = column(probe.frame(), "output", site=".")["update"]
+    assert update == pytest.approx(float(output[0].norm() / rows[0].norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("fusion", ["scale", "add"])
+def test_global_context_has_one_map_and_says_its_fusion(fusion: str) -> None:
+    block = seeded(GlobalContext(16, fuse_add=fusion == "add", fuse_scale=fusion == "scale"))
+    x = pictures(6, 16)
+    probe = run(block, x)
+    assert probe.sites[0].settings["fusion"] == fusion
+    assert probe.audit()[0].status == "passed"
+    record = column(probe.frame(), "att", site=".", head="0")
+    with torch.no_grad():
+        weights = block.conv_attn(x).flatten(2).softmax(-1)
+    expected = expected_maps(weights[0])
+    assert record["by_construction"]
+    assert record["avg_dist"] == 0
+    assert record["entropy"] == pytest.approx(expected["entropy"], rel=1e-9)
+    assert bool(column(probe.frame(), "output", site=".")["by_construction"]) == (fusion == "add")
+
+
+def test_a_falsified_scale_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = seeded(Attention(32, num_heads=4))
+    x = torch.randn(B, 7, 32, dtype=torch.float64)
+    module.proj.register_forward_hook(lambda _, args, result: result * 1.01)
+    with pytest.raises(nlprobe.CaptureError, match="`W_o` is off"):
+        run(module, x)
+
+
+EXPLORED: dict[str, set[str] | str] = {
+    "pvt_v2_b0": {"timm.reduced attention"},
+    "twins_svt_small": {"timm.LocallyGroupedAttn", "timm.reduced attention"},
+    "maxvit_nano_rw_256": {"timm.AttentionCl"},
+    "coatnet_nano_rw_224": {"timm.Attention2d"},
+    "davit_tiny": {"timm.WindowAttention", "functional"},
+    "levit_128s": {"functional"},
+    "xcit_nano_12_p16_224": {"functional"},
+    "mvitv2_tiny": {"functional"},
+    "mobilevit_xxs": {"timm.Attention"},
+    "gcresnet33ts": {"timm.GlobalContext"},
+    "botnet26t_256": {"timm.BottleneckAttn"},
+    "efficientvit_m0": "4 sets for 1 images",
+    "gcvit_xxtiny": "64 sets for 1 images",
+    "volo_d1_224": "6 sets for 1 images",
+    "repvit_m1": "no attention was seen",
+    "cait_xxs24_224": {"functional"},
+}
+"""The blocks that a family's attention is read as, or the words with which it is refused."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPLORED)
+def test_families_are_measured_or_refused_in_words(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    side = model.default_cfg["input_size"][-1]
+    image = torch.randn(1, 3, side, side)
+    expected = EXPLORED[name]
+    if isinstance(expected, str):
+        with pytest.raises(nlprobe.CaptureError, match=expected):
+            run(model, image)
+        return
+    probe = run(model, image)
+    assert {site.block for site in probe.sites} == expected
+    assert {audit.status for audit in probe.audit()} == {"passed"}
