@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-MODULES = ("start", "kernels", "blocks", "probe", "attention")
+MODULES = ("start", "kernels", "blocks", "probe", "attention", "training")
 
 
 def main() -> int:

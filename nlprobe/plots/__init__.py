@@ -1,6 +1,7 @@
 """Records → figures, for papers: vector text, one scale where maps are compared, the data beside every picture."""
 
 from nlprobe.plots.attention import attention_data, draw_attention
+from nlprobe.plots.curves import curve_data, draw_curves
 from nlprobe.plots.distances import distance_data, draw_distances
 from nlprobe.plots.save import FORMATS, save_figure
 from nlprobe.plots.style import style
@@ -8,8 +9,10 @@ from nlprobe.plots.style import style
 __all__ = [
     "FORMATS",
     "attention_data",
+    "curve_data",
     "distance_data",
     "draw_attention",
+    "draw_curves",
     "draw_distances",
     "save_figure",
     "style",
