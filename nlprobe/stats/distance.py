@@ -16,6 +16,7 @@ SINGLE_DOWN_TO = 0.05
 """Smallest distance, and spread/energy, for which one pass in float32 keeps 1e-5 even if all its rounding adds up."""
 
 _MANY_ROWS = 1024  # from here on a float32 pass saves more than looking at a sample costs
+_MANY_NUMBERS = 1 << 18  # in several short sets, from where on trying a float32 pass costs less than it mostly saves
 _SAMPLED_ROWS = 32
 
 _SMALLEST_NORM = 1e-300
@@ -172,9 +173,10 @@ def _blocks(
 
 
 def _moments(sets: Tensor, with_rows: bool) -> _Moments:
-    if sets.dtype == torch.float32 and sets.shape[2] >= _MANY_ROWS and sets.device.type != "mps":
-        sample = sets[:, :, :: sets.shape[2] // _SAMPLED_ROWS]
-        if bool((_sums(sample, False, torch.float64).distance() > SINGLE_DOWN_TO).all()):
+    many = sets.shape[2] >= _MANY_ROWS
+    if sets.dtype == torch.float32 and (many or sets.numel() >= _MANY_NUMBERS) and sets.device.type != "mps":
+        sample = sets[:, :, :: max(1, sets.shape[2] // _SAMPLED_ROWS)]
+        if not many or bool((_sums(sample, False, torch.float64).distance() > SINGLE_DOWN_TO).all()):
             moments = _sums(sets, with_rows, torch.float32)
             good = (moments.distance() >= SINGLE_DOWN_TO) & torch.isfinite(moments.energy)
             good &= moments.norms.amin(-1) > UNDERFLOW**0.5

@@ -9,6 +9,9 @@ from torch import Tensor
 from nlprobe.stats.masks import Mask, Rows
 from nlprobe.stats.streaming import widened
 
+FEW_SETS = 16
+"""Sets up to which products are formed set by set."""
+
 
 @dataclass(frozen=True)
 class Logits:
@@ -139,7 +142,13 @@ class PreparedLogits:
             return
         assert source.query is not None
         assert self.key is not None
-        block = widened(source.query[self.sets, self.heads, rows]).to(self.key.dtype).flatten(0, 1)
-        out.flatten(0, 1).baddbmm_(block, self.key.mT, beta=0, alpha=source.scale)
+        block = widened(source.query[self.sets, self.heads, rows]).to(self.key.dtype)
+        if block.shape[0] > FEW_SETS or block.stride(-1) != 1:
+            out.flatten(0, 1).baddbmm_(block.flatten(0, 1), self.key.mT, beta=0, alpha=source.scale)
+        else:
+            # the heads of one set lie evenly in memory as models hold them, and need no copy
+            keys = self.key.unflatten(0, block.shape[:2]).mT
+            for one, queries, key in zip(out, block, keys, strict=True):
+                one.baddbmm_(queries, key, beta=0, alpha=source.scale)
         if masked and source.mask is not None:
             source.mask.add_to(out, self.sets, self.heads, rows)

@@ -51,6 +51,10 @@ class Found:
         """NaN throughout."""
         return Found(*torch.full((len(fields(Found)), *shape), math.nan, dtype=torch.float64, device=device))
 
+    def of_heads(self, heads: slice | int) -> "Found":
+        """What is known of some heads of (s, h) maps, or of one, (s,)."""
+        return Found(*(value[:, heads] for value in vars(self).values()))
+
     def put(self, where: tuple[slice, ...], part: "Found") -> None:
         """Write the values of some of the maps."""
         for name, value in vars(part).items():
@@ -77,6 +81,11 @@ class Seen:
     def present(self) -> Tensor:
         """Whether a row sees any key."""
         return self.count > 0
+
+    def of_one_head(self) -> "Seen":
+        """The same of rows (…, 1, r, m), one head each."""
+        support = None if self.support is None else self.support.unsqueeze(1)
+        return Seen(support, self.count if self.count.dim() == 1 else self.count.unsqueeze(1))
 
 
 @dataclass(frozen=True)

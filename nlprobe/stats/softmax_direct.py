@@ -1,7 +1,6 @@
 """Softmax maps in few passes: for rows that differ enough, between and within them, that float32 loses no digits."""
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,10 +31,11 @@ def direct_statistics(
     With w_ij = exp(s_ij), r_i = ‖w_i‖, z_i = Σ_j w_ij, and the residuals p_i = (w_i − z_i/M)/r_i of the unit rows from
     the flat one, whose part along it is α_i = √(1 − ‖p_i‖²): avg_dist = ½ (mean‖p_i‖² − ‖mean p_i‖² + var α_i),
     ‖c_i‖² = (r_i/z_i)² − 1/|S_i|, mean_i c_i = mean_i ω_i − mean_i 1_{S_i}/|S_i|, H_i = log z_i − Σ_j w_ij s_ij/z_i.
-    Where no logit exceeds `NEAR_EVEN`, w_ij = 1 + e_ij and the rows are e_i: residuals and c_i, which a constant does
-    not change, then keep their digits however even the maps are. Otherwise they are differences of nearly equal numbers
-    where rows are alike or even, and what comes out there is to be discarded (`softmax_trust`). The row's largest logit
-    is taken off only where logits are not bounded by `BOUNDED_BELOW`.
+    Rows of products with centred keys have the mean 0, so that z_i ≥ M: w_ij = 1 + e_ij, and what is summed are the
+    e_i, as also where no logit exceeds `NEAR_EVEN`. Residuals and c_i, which a constant does not change, then keep
+    their digits however even the maps are. Under masks and large biases w_ij itself is summed, the row's largest logit
+    taken off unless logits are bounded by `BOUNDED_BELOW`; where rows are alike or even, what comes out is then to be
+    discarded, as it is where weights overflow (`softmax_trust`).
 
     O(N·M·d) time; memory of three blocks of rows, and of one copy of the keys of some heads.
 
@@ -55,37 +55,38 @@ def direct_statistics(
     room = block_elements(logits.device) * (6 if m < SHORT else 2)
     plan = layout(logits.shape, room)
     buffers = torch.empty(3, math.prod(plan.largest) * m, device=logits.device)
-    empty = partial(_Maps, masked=masked, distance_only=distance_only, prefix=prefix, device=logits.device)
-    maps = empty((s, h, n, m))
-    means = empty((s, n, m)) if average is not None else None
+    # the mean over the heads is one head more
+    maps = _Maps(
+        (s, h + (average is not None), n, m),
+        masked=masked,
+        distance_only=distance_only,
+        prefix=prefix,
+        device=logits.device,
+    )
     for groups, with_mean in wanted_groups(logits, masked, plan, wanted, average, torch.float32):
-        _measure(groups, plan.rows, buffers, maps, means if with_mean else None)
-    found = maps.found()
-    return list(zip(found, [None] * len(found) if means is None else means.found(), strict=True))
+        _measure(groups, plan.rows, buffers, maps, with_mean)
+    return [(found.of_heads(slice(0, h)), None if average is None else found.of_heads(h)) for found in maps.found()]
 
 
-def _measure(groups: HeadGroups, rows: list[slice], buffers: Tensor, maps: "_Maps", means: "_Maps | None") -> None:
-    whole = len(rows) == len(groups.heads) == 1 and not groups.masked
-    bounds = [_bound(groups, heads) for heads in groups.heads] if not whole else []
+def _measure(groups: HeadGroups, rows: list[slice], buffers: Tensor, maps: "_Maps", with_mean: bool) -> None:
+    plain = groups.plain and not groups.masked
+    bounds = (
+        [math.inf] * len(groups.heads) if plain else [float(_bound(groups, heads).amax()) for heads in groups.heads]
+    )
+    # rows of plain logits have the mean 0: z_i ≥ M, and no sum over e_i = w_i − 1 cancels, however large some are
+    offset = plain or (max(bounds) <= NEAR_EVEN and not groups.masked)
+    last = maps.offset.shape[1] - 1
     for span in rows:
-        blocks = [groups.fill(groups.heads[0], span, buffers[0])] if whole else []
-        if whole:
-            # one block holds all: its logits tell sooner than the lengths of queries and keys
-            logits = blocks[0][0]
-            bounds = [torch.maximum(logits.amax((-2, -1)), -logits.amin((-2, -1)))]
-        limit = max(float(bound.amax()) for bound in bounds)
-        offset = limit <= NEAR_EVEN and not groups.masked
         mean = HeadMean(buffers[2], offset)
         for heads, bound in zip(groups.heads, bounds, strict=True):
-            logits, seen = blocks.pop() if blocks else groups.fill(heads, span, buffers[0])
+            logits, seen = groups.fill(heads, span, buffers[0])
             at = (groups.sets, heads)
             maps.offset[at] = float(offset)
-            if bool(bound.amax() < BOUNDED_BELOW):
-                maps.reach[at] = bound
-                bounded = True
-            else:
+            bounded = plain or bound < BOUNDED_BELOW
+            if not bounded:
                 maps.reach[at] = maps.reach[at].maximum(_take_off_largest(logits, seen, groups.masked))
-                bounded = False
+            elif not plain:
+                maps.reach[at] = bound
             # in place where the logits are not asked for again: one stream of memory less
             memory = buffers[0 if maps.distance_only else 1]
             weights = torch.exp(logits, out=memory[: logits.numel()].view_as(logits))
@@ -93,15 +94,17 @@ def _measure(groups: HeadGroups, rows: list[slice], buffers: Tensor, maps: "_Map
                 weights.sub_(1)
             if not maps.distance_only and (groups.masked or not bounded):
                 logits.clamp_min_(LOWEST_LOGIT)  # 0 · −∞ is not a number
-            mass = maps.add(at, span, logits, weights, seen, offset, plain=groups.plain)
-            if means is not None:
+            mass = maps.add(at, span, logits, weights, seen, offset, plain=plain)
+            if with_mean:
                 mean.add(weights, mass, seen)
-        if means is not None:
+        if with_mean:
             weights, seen = mean.finish()
             memory = buffers[0, : weights.numel()].view_as(weights)
             logits = torch.log1p(weights, out=memory) if offset else torch.log(weights, out=memory)
-            means.offset[groups.sets] = float(offset)
-            means.add((groups.sets,), span, logits.clamp_min_(2 * LOWEST_LOGIT), weights, seen, offset, plain=False)
+            at = (groups.sets, slice(last, last + 1))
+            maps.offset[at] = float(offset)
+            logits, weights = logits.clamp_min_(2 * LOWEST_LOGIT).unsqueeze(1), weights.unsqueeze(1)
+            maps.add(at, span, logits, weights, seen.of_one_head(), offset, plain=False)
 
 
 def _bound(groups: HeadGroups, heads: slice) -> Tensor:
@@ -238,21 +241,25 @@ class _Maps:
             first = by_row[..., : self.prefix].sum(-1)
             parts.append((parts[0][0] - first, self.sums[0] - self.sums[1], self.even[0] - self.even[1]))
         sizes = (total.shape[-1], total.shape[-1] - self.prefix)
+        # ‖w_i‖ is no less than the largest weight of a row
+        reach = torch.maximum(self.reach, torch.where(self.offset > 0, 0.5 * length.log().amax(-1), 0.0))
         # the variance of α is a small difference: from the rows themselves
         spread = [along[..., start:] for start in (0, self.prefix)]
         return [
-            self._statistics(sums, vectors, even, size, _variance(one, present[..., size_at:]))
+            self._statistics(sums, vectors, even, size, _variance(one, present[..., size_at:]), reach)
             for (sums, vectors, even), size, one, size_at in zip(parts, sizes, spread, (0, self.prefix), strict=False)
         ]
 
-    def _statistics(self, sums: Tensor, vectors: Tensor, even: Tensor, size: int, variance: Tensor) -> Found:
+    def _statistics(
+        self, sums: Tensor, vectors: Tensor, even: Tensor, size: int, variance: Tensor, reach: Tensor
+    ) -> Found:
         n = sums[0]
         found = Found.unknown(n.shape, n.device)
         mean = (vectors[..., 0, :] - sums[3].unsqueeze(-1)) / n.unsqueeze(-1)
         apart = sums[1] / n
         found.distance.copy_(0.5 * (apart - mean.square().sum(-1) + variance))
         found.zero_rows.copy_(size - n)
-        found.reach.copy_(self.reach)
+        found.reach.copy_(reach)
         found.offset.copy_(self.offset)
         found.level.copy_(torch.where(self.offset > 0, 0.5 * apart, 0.5))
         if self.distance_only:
