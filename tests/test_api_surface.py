@@ -35,7 +35,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         nlprobe.prob  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["blocks", "models", "checkpoints", "data", "training", "stats", "probe", "plots", "libraries"])
+@pytest.mark.parametrize(
+    "package",
+    ["blocks", "models", "checkpoints", "data", "libraries", "training", "stats", "probe", "plots"],
+)
 def test_sub_packages_list_what_they_export(package: str) -> None:
     module = importlib.import_module(f"nlprobe.{package}")
     assert module.__doc__
