@@ -147,8 +147,11 @@ class _Maps:
         self.products = torch.zeros(*batch, n, device=device)  # Σ_j w_ij s_ij
         self.count = torch.full((*batch, n) if masked else (1,), m, dtype=torch.float64, device=device)  # |S_i|
         # Σ_i e_i/r_i and Σ_i e_i/z_i, over all rows and over the prefix
-        self.sums = torch.zeros(2, *batch, 1 if distance_only else 2, m, dtype=torch.float64, device=device)
-        self.even = torch.zeros(2, *batch, m if masked else 0, dtype=torch.float64, device=device)  # Σ_i 1_{S_i}/|S_i|
+        parts = 2 if prefix else 1
+        self.sums = torch.zeros(parts, *batch, 1 if distance_only else 2, m, dtype=torch.float64, device=device)
+        self.even = torch.zeros(
+            parts, *batch, m if masked else 0, dtype=torch.float64, device=device
+        )  # Σ_i 1_{S_i}/|S_i|
         self.reach, self.offset = torch.zeros(2, *batch, device=device)
 
     def add(
@@ -233,12 +236,13 @@ class _Maps:
             entropy = (mass.log() - wide(self.products) / mass) / self.count.log()
             several = (self.count > 1).expand_as(present)
             columns += [n_eff, uneven, uneven * self.count, entropy, several, total / mass / m]
-        by_row = torch.stack([torch.where(present, column, 0.0) if masked else wide(column) for column in columns])
-        if masked and not self.distance_only:
-            by_row[7] = torch.where(several, by_row[7], 0.0)
-        parts = [(by_row.sum(-1), self.sums[0], self.even[0])]
+        if masked:
+            columns = [torch.where(present, column, 0.0) for column in columns]
+            if not self.distance_only:
+                columns[7] = torch.where(several, columns[7], 0.0)
+        parts = [(_sums(columns), self.sums[0], self.even[0])]
         if self.prefix:
-            first = by_row[..., : self.prefix].sum(-1)
+            first = _sums([column[..., : self.prefix] for column in columns])
             parts.append((parts[0][0] - first, self.sums[0] - self.sums[1], self.even[0] - self.even[1]))
         sizes = (total.shape[-1], total.shape[-1] - self.prefix)
         # ‖w_i‖ is no less than the largest weight of a row
@@ -272,6 +276,10 @@ class _Maps:
         found.entropy.copy_(sums[7] / sums[8])
         found.mean_unevenness.copy_(mean_uneven.square().sum(-1))
         return found
+
+
+def _sums(columns: list[Tensor]) -> Tensor:
+    return torch.stack([wide(column.sum(-1)) for column in columns])
 
 
 def _variance(along: Tensor, present: Tensor) -> Tensor:
