@@ -130,6 +130,11 @@ def hides(logits: Logits) -> bool:
     return logits.mask is not None and logits.mask.hides(*logits.shape[2:])
 
 
+def is_plain(logits: Logits) -> bool:
+    """Whether the rows of logits sum to zero once the keys are centred: products, and nothing added."""
+    return logits.given is None and (logits.mask is None or logits.mask.bias is None)
+
+
 def all_seen(block: Tensor) -> Seen:
     """Supports that hold every key of a block (…, m)."""
     return Seen(None, torch.full((1,), block.shape[-1], dtype=torch.float64, device=block.device))
@@ -157,7 +162,7 @@ class HeadGroups:
     @property
     def plain(self) -> bool:
         """Whether the rows of logits sum to zero: products with centred keys, and nothing added."""
-        return self.logits.given is None and (self.logits.mask is None or self.logits.mask.bias is None)
+        return is_plain(self.logits)
 
     def fill(self, heads: slice, rows: Rows, memory: Tensor) -> tuple[Tensor, Seen]:
         """The logits (g, hh, r, m) of some heads and queries, in the memory given, and what the queries see."""

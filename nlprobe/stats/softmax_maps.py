@@ -14,7 +14,7 @@ from nlprobe.errors import NlprobeError
 from nlprobe.stats.logit_blocks import logits_kernel, require_usable
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.results import MapStatistics
-from nlprobe.stats.softmax_blocks import Found, hides
+from nlprobe.stats.softmax_blocks import Found, hides, is_plain
 from nlprobe.stats.softmax_direct import direct_statistics
 from nlprobe.stats.softmax_shifted import shifted_statistics
 from nlprobe.stats.softmax_trust import Trust
@@ -194,10 +194,13 @@ class _Open:
 
 
 def _likely(logits: Logits, masked: bool, trusted: Trust, average: bool) -> tuple[Tensor, Tensor]:
-    """Which maps, and means over heads, the direct way can measure, as far as a few rows tell; all of short ones."""
+    """Which maps, and means over heads, the direct way can measure, as far as a few rows tell.
+
+    All of short ones, and of plain products, which it can measure however alike or even they are.
+    """
     n, m = logits.shape[2:]
     everything = _Open.everything(logits, average)
-    if n < SAMPLED_FROM:
+    if n < SAMPLED_FROM or (is_plain(logits) and not masked):
         return everything.wanted, everything.means_wanted
     sample = torch.linspace(0, n - 1, SAMPLE_ROWS, device=logits.device).long()
     rows = logits.restricted(sample, slice(0, m))
