@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nlprobe.errors import DataError
 from nlprobe.files import atomic_path
 from nlprobe.probe import InitBlock, Probe, Site, SiteAudit, init_block, probe
+from nlprobe.probe.adapters import Adapter
 from nlprobe.probe.measurement import Precision
 from nlprobe.probe.sites import SiteSelection
 from nlprobe.stats.intervals import Estimate, paired_difference
@@ -111,6 +112,7 @@ def measure_network(
     seed: int = 0,
     device: torch.device | str = "cpu",
     journal: Journal | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> list[Measured]:
     """Probe a network over a data set.
 
@@ -132,6 +134,7 @@ def measure_network(
         seed: Seed of the bootstrap and of the draws.
         device: Where to compute.
         journal: Keeps what is measured, and goes on from what it kept.
+        adapters: Tried before the library's own, as for `nlprobe.probe`.
 
     Returns:
         The network's measurements, followed by those of `init-block` where asked for.
@@ -147,12 +150,14 @@ def measure_network(
     centres = None
     if centred:
         channels = set(quantities) & {"input", "key", "query", "output"}
-        with probe(model, sites, quantities=channels or {"input"}) as first:
+        with probe(model, sites, quantities=channels or {"input"}, adapters=adapters) as first:
             _run(model, [first], batches, device, journal, f"{_file_name(label)}-{kind}-centres")
         centres = first.centres()
     with ExitStack() as stack:
         main = stack.enter_context(
-            probe(model, sites, quantities=quantities, precision=precision, centres=centres, **options)
+            probe(
+                model, sites, quantities=quantities, precision=precision, centres=centres, adapters=adapters, **options
+            )
         )
         null = stack.enter_context(init_block(main, draws=redraws, seed=seed)) if redraws else None
         probes = [main, *(null.probes if null else [])]

@@ -13,7 +13,7 @@ from nlprobe.commands.inputs import feed, open_data
 from nlprobe.commands.options import Chosen, format_option, network_options
 from nlprobe.commands.report import result, say, terminal_width
 from nlprobe.commands.sizes import SizedSite, sized_sites
-from nlprobe.commands.sources import Named, read_networks
+from nlprobe.commands.sources import Named, read_adapters, read_networks
 from nlprobe.errors import ConfigError
 from nlprobe.measuring import Inputs, described
 from nlprobe.tables import Cell, Column, Row, Table
@@ -63,7 +63,7 @@ def command(network: str | None, chosen: Chosen, size: int | None, data: str | N
     asked = _asked(network, chosen)
     (one,) = read_networks(replace(asked, random_weights=True))
     inputs = _inputs(one, size, data)
-    sites = sized_sites(one.model, inputs)
+    sites = sized_sites(one.model, inputs, adapters=read_adapters(chosen.adapters))
     if format == "json":
         result(json.dumps(_payload(one, sites, inputs), indent=1))
         return

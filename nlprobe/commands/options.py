@@ -87,6 +87,7 @@ class Chosen:
     size: int | None = None
     mean: str | None = None
     std: str | None = None
+    adapters: tuple[str, ...] = ()
 
 
 _NETWORK_OPTIONS = {
@@ -128,6 +129,13 @@ _NETWORK_OPTIONS = {
     ),
     "mean": click.option("--mean", metavar="R,G,B", help="Mean of its images' channels, of values from 0 to 1."),
     "std": click.option("--std", metavar="R,G,B", help="Standard deviation of the same."),
+    "adapters": click.option(
+        "--adapter",
+        "adapters",
+        multiple=True,
+        metavar="python:MODULE:NAME",
+        help="A description of attention modules, such as an nlprobe.AttentionModule, or a tuple of them; repeatable.",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from nlprobe.measuring import Inputs, forward
 from nlprobe.probe import Site, probe
+from nlprobe.probe.adapters import Adapter
 from nlprobe.stats.records import AVERAGED_HEAD
 from nlprobe.stats.summary import at_positions
 
@@ -28,7 +29,11 @@ class SizedSite:
 
 
 def sized_sites(
-    model: nn.Module, inputs: Inputs, sites: Sequence[str] = (), device: torch.device | str = "cpu"
+    model: nn.Module,
+    inputs: Inputs,
+    sites: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    adapters: Sequence[Adapter] = (),
 ) -> list[SizedSite]:
     """The sites that run for such inputs, in the order of the network.
 
@@ -36,7 +41,8 @@ def sized_sites(
         ConfigError: the network has no site, or none of that name.
         DataError: the network does not take the inputs.
     """
-    with probe(model.to(device), list(sites) or None, quantities=("input", "att")) as found, torch.no_grad():
+    chosen = list(sites) or None
+    with probe(model.to(device), chosen, quantities=("input", "att"), adapters=adapters) as found, torch.no_grad():
         forward(model, inputs, device)
     frame = at_positions(found.frame())
     sized = []

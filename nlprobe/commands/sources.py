@@ -1,10 +1,13 @@
 """The networks that the measuring commands take in, with their labels: checkpoints, and those of other libraries."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +16,10 @@ from nlprobe.commands.options import Chosen
 from nlprobe.data import Preprocessing
 from nlprobe.errors import CheckpointError, ConfigError
 from nlprobe.libraries import Drawn, Loaded, Network, Pictures, Settings, default_name, is_python, open_network
+from nlprobe.probe.adapters import Adapter
+from nlprobe.suggestions import did_you_mean
+
+_ADAPTER_METHODS = ("matches", "describe", "attach")
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,49 @@ def read_networks(chosen: Chosen, seed: int = 0) -> list[Named]:
     if len({one.label for one in named}) != count:
         raise ConfigError("two networks have the same name", "give each a --label of its own")
     return named
+
+
+def read_adapters(references: Sequence[str]) -> tuple[Adapter, ...]:
+    """The adapters that `--adapter python:package.module:NAME` names, each one or a tuple of them.
+
+    Raises:
+        ConfigError: there is no such name, or it is no adapter.
+    """
+    found: list[Adapter] = []
+    for reference in references:
+        made = _named_object(reference)
+        parts = tuple(made) if isinstance(made, tuple | list) else (made,)
+        for part in parts or (None,):
+            if isinstance(part, type) or not all(callable(getattr(part, name, None)) for name in _ADAPTER_METHODS):
+                kind = f"the class `{part.__name__}`" if isinstance(part, type) else type(part).__name__
+                inside = "holds" if isinstance(made, tuple | list) and parts else "is"
+                raise ConfigError(
+                    f"`--adapter {reference}` is no adapter: it {inside} {kind if parts else 'empty'}",
+                    "name an `nlprobe.AttentionModule(...)`, or a tuple of them",
+                )
+        found += parts
+    return tuple(found)
+
+
+def _named_object(reference: str) -> Any:
+    """What lies at `python:package.module:NAME`; the current folder can be imported from."""
+    module_name, _, name = reference.removeprefix("python:").partition(":")
+    if not (is_python(reference) and module_name and name):
+        raise ConfigError(f"`--adapter {reference}` names no adapter", "write `--adapter python:package.module:NAME`")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"`--adapter {reference}`: {error}", "run nlprobe in the folder that the module lies in, or install it"
+        ) from error
+    if not hasattr(module, name):
+        known = [other for other in dir(module) if not other.startswith("_")]
+        raise ConfigError(
+            f"`{module_name}` has no `{name}`", did_you_mean(name, known, otherwise="check the name behind the colon")
+        )
+    return getattr(module, name)
 
 
 def _own(one: Labelled) -> Named:

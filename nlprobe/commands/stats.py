@@ -28,12 +28,13 @@ from nlprobe.commands.options import (
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
 from nlprobe.commands.sizes import SizedSite, sized_sites
-from nlprobe.commands.sources import Named, read_networks
+from nlprobe.commands.sources import Named, read_adapters, read_networks
 from nlprobe.errors import ConfigError
 from nlprobe.files import new_folder, refuse_existing
 from nlprobe.libraries import Drawn
 from nlprobe.measuring import Journal, Measured, Rectangle, measure_network
 from nlprobe.models import names, paper_distances
+from nlprobe.probe.adapters import Adapter
 from nlprobe.probe.measurement import Precision
 from nlprobe.results import EXTENSIONS, results, write_results
 from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
@@ -171,16 +172,17 @@ def command(
         raise ConfigError("--positions rectangle without --rectangle", "say which: --rectangle Q0:Q1,K0:K1")
     if out is not None:
         refuse_existing(out, force=force)
+    adapters = read_adapters(chosen.adapters)
     networks = read_networks(chosen, seed)
     if paper:
         _refuse_unknown_to_the_paper(networks)
     shown = open_data(data, split, limit)
     feeds = {one.label: feed(shown, one, batch_size, workers) for one in networks}
-    _refuse_impossible(networks, feeds, baselines, sites)
+    _refuse_impossible(networks, feeds, baselines, sites, adapters)
     for one in networks:
         _tell(one, feeds[one.label])
     if dry_run:
-        _plan(networks, feeds, sites, out, place)
+        _plan(networks, feeds, sites, out, place, adapters)
         return
     unfinished = _unfinished(ctx, out, resume=resume, force=force)
     measured: list[Measured] = []
@@ -201,6 +203,7 @@ def command(
             seed=seed,
             device=place,
             journal=Journal(unfinished) if unfinished else None,
+            adapters=adapters,
         )
         measured += measure(one.model, redraws=draws if "init-block" in baselines else 0)
         if "init-all" in baselines:
@@ -327,7 +330,11 @@ def _refuse_unknown_to_the_paper(networks: list[Named]) -> None:
 
 
 def _refuse_impossible(
-    networks: list[Named], feeds: Mapping[str, Feed], baselines: Sequence[str], sites: Sequence[str]
+    networks: list[Named],
+    feeds: Mapping[str, Feed],
+    baselines: Sequence[str],
+    sites: Sequence[str],
+    adapters: Sequence[Adapter],
 ) -> None:
     """Refuse null models before anything is measured."""
     for one in networks:
@@ -335,7 +342,7 @@ def _refuse_impossible(
             one.untrained()
         if "init-block" not in baselines or one.checkpoint is not None:
             continue
-        found = [sized.site for sized in sized_sites(one.model, feeds[one.label].example(), sites)]
+        found = [sized.site for sized in sized_sites(one.model, feeds[one.label].example(), sites, adapters=adapters)]
         foreign = [site for site in found if site.block not in REDRAWABLE]
         if foreign:
             raise ConfigError(
@@ -346,14 +353,20 @@ def _refuse_impossible(
 
 
 def _plan(
-    networks: list[Named], feeds: Mapping[str, Feed], sites: tuple[str, ...], out: Path | None, device: torch.device
+    networks: list[Named],
+    feeds: Mapping[str, Feed],
+    sites: tuple[str, ...],
+    out: Path | None,
+    device: torch.device,
+    adapters: Sequence[Adapter],
 ) -> None:
     lines = []
     for one in networks:
         found = feeds[one.label]
         lines.append(f"{one.label}: {found.plan()}")
         lines += [
-            f"  {_size(sized, found.together)}" for sized in sized_sites(one.model, found.example(), sites, device)
+            f"  {_size(sized, found.together)}"
+            for sized in sized_sites(one.model, found.example(), sites, device, adapters)
         ]
     files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", "results.json"]
     lines.append(f"would write {', '.join(files)} into {out}" if out else "would write nothing (no --out)")

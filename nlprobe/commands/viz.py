@@ -1,18 +1,30 @@
 """`nlprobe viz`: figures; without a further word it draws attention maps."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import torch
 from PIL import Image
 
-from nlprobe.checkpoints import initial_model
-from nlprobe.commands.options import config_option, device_option, force_option, format_option, resolve_device
-from nlprobe.commands.report import result, terminal_width, wrote
-from nlprobe.commands.sources import Labelled, read_checkpoints
+from nlprobe.commands.options import (
+    Chosen,
+    config_option,
+    device_option,
+    force_option,
+    format_option,
+    network_options,
+    resolve_device,
+)
+from nlprobe.commands.report import result, say, terminal_width, wrote
+from nlprobe.commands.sources import Named, read_adapters, read_networks
 from nlprobe.data import Preprocessing, open_dataset
 from nlprobe.data.part import Part
+from nlprobe.errors import ConfigError
 from nlprobe.files import refuse_existing
 from nlprobe.plots import FORMATS, attention_data, draw_attention, save_figure
 from nlprobe.probe import AttentionMaps, attention_map
@@ -20,6 +32,10 @@ from nlprobe.tables import Cell, Column, Row, Table
 
 SPREAD = ((0.25, 0.25), (0.5, 0.5), (0.75, 0.75))
 """Where the queries lie when none is given, as shares of height and width."""
+
+
+HEADS = ("num_heads", "num_attention_heads", "heads")
+"""What attention modules call their number of heads."""
 
 
 class DefaultsToAttention(click.Group):
@@ -62,15 +78,7 @@ def command() -> None:
 
 
 @command.command("attention")
-@click.option(
-    "--ckpt",
-    "checkpoints",
-    multiple=True,
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A checkpoint or a run's folder; repeat it to set several networks below each other.",
-)
-@click.option("--label", "labels", multiple=True, help="What a checkpoint is called; once for each --ckpt.")
+@network_options(without=("size", "mean", "std"))
 @click.option(
     "--image",
     "--data",
@@ -88,6 +96,10 @@ def command() -> None:
     multiple=True,
     type=QueryType(),
     help="A query point, Y,X in pixels or percent; repeatable. Three on the diagonal by default.",
+)
+@click.option("--head", type=click.IntRange(min=0), help="Draw this head, from 0; the average of all by default.")
+@click.option(
+    "--prefix", type=click.IntRange(min=0), help="Tokens in front that are no positions; else the site's own."
 )
 @click.option("--difference", is_flag=True, help="Also draw each map's difference from the mean map.")
 @click.option("--initial", is_flag=True, help="Also draw each network as it was before training.")
@@ -115,12 +127,13 @@ def command() -> None:
 @config_option
 @force_option
 def attention(
-    checkpoints: tuple[Path, ...],
-    labels: tuple[str, ...],
+    chosen: Chosen,
     sources: tuple[Path, ...],
     limit: int,
     site: str | None,
     queries: tuple[tuple[float | int, float | int], ...],
+    head: int | None,
+    prefix: int | None,
     difference: bool,
     initial: bool,
     smooth: bool,
@@ -138,10 +151,15 @@ def attention(
     queries, all on one colour scale in units of the uniform weight 1/N. The figure is written as PNG, PDF and SVG, its
     data as CSV and NPZ beside it; a line for each image goes to stdout.
 
+    A network of another library (--model) is shown the image as its own preprocessing makes it, and --query counts in
+    pixels of just that; without --weights its weights are random.
+
     \b
     Examples:
       nlprobe viz --ckpt runs/nl --image dog.jpg --query 120,200 --query 40,310 --out figure2
       nlprobe viz --ckpt runs/nl --data photos --limit 6 --difference --out figure2.pdf
+      nlprobe viz --model timm:vit_base_patch16_224 --weights vit.safetensors --image dog.jpg --site blocks.3.attn
+        --query 50%,25% --head 0 --out head0
     """
     place = resolve_device(device)
     ending = out.suffix.lstrip(".")
@@ -149,17 +167,33 @@ def attention(
     stem = out.with_suffix("") if ending in FORMATS else out
     for kind in (*kinds, "csv", "npz"):
         refuse_existing(stem.with_name(f"{stem.name}.{kind}"), force=force)
-    networks = read_checkpoints(checkpoints, labels)
+    adapters = read_adapters(chosen.adapters)
+    networks = read_networks(chosen)
+    for one in networks:
+        _refuse_without_pictures(one)
+        if one.checkpoint is None:
+            say(f"{one.label}: {one.network.weights}")
     found: list[AttentionMaps] = []
     for name, picture in _pictures(sources, limit):
         for one in networks:
             for model, label in _versions(one, initial):
-                image, shown = _prepare(picture, one.preprocessing, crop)
+                image, shown = _prepare(picture, one, crop)
                 points = [_pixel(query, shown.shape) for query in queries or SPREAD]
-                model.to(place)
                 found.append(
-                    attention_map(model, image.to(place), points, site, picture=shown, image_id=name, label=label)
+                    attention_map(
+                        model.to(place).eval(),
+                        image.to(place),
+                        points,
+                        site,
+                        head=head,
+                        prefix=prefix,
+                        adapters=adapters,
+                        picture=shown,
+                        image_id=name,
+                        label=label,
+                    )
                 )
+                found[-1] = _with_head(found[-1], model, head)
     figure = draw_attention(found, difference=difference, percentile=percentile, smooth=smooth)
     arrays = {f"maps_{index}": maps.maps for index, maps in enumerate(found)}
     arrays |= {f"mean_{index}": maps.mean for index, maps in enumerate(found)}
@@ -178,21 +212,63 @@ def _pictures(sources: tuple[Path, ...], limit: int) -> list[tuple[str, Image.Im
     return pictures
 
 
-def _versions(one: Labelled, initial: bool) -> list[tuple[torch.nn.Module, str]]:
-    versions = [(one.checkpoint.model, one.label)]
+def _versions(one: Named, initial: bool) -> list[tuple[torch.nn.Module, str]]:
+    versions = [(one.model, one.label)]
     if initial:
-        versions.append((initial_model(one.checkpoint), f"{one.label} at initialisation"))
+        versions.append((one.untrained(), f"{one.label} at initialisation"))
     return versions
 
 
-def _prepare(picture: Image.Image, preprocessing: Preprocessing, crop: bool) -> tuple[torch.Tensor, np.ndarray]:
+def _refuse_without_pictures(one: Named) -> None:
+    """Make sure that a network takes a picture as its only, or its first, argument.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    pictures = one.network.pictures
+    if pictures is None:
+        raise ConfigError(
+            f"`{one.label}` takes no pictures, or does not say how they are preprocessed",
+            "choose another network, or let its callable return the transform too",
+        )
+    first = next(iter(signature(one.model.forward).parameters))
+    if pictures.argument is not None and first != pictures.argument:
+        raise ConfigError(
+            f"`{one.label}` takes `{first}` before its pictures (`{pictures.argument}`)",
+            "draw the part of it that takes pictures alone, by --model python:package.module:callable",
+        )
+
+
+def _with_head(maps: AttentionMaps, model: torch.nn.Module, head: int | None) -> AttentionMaps:
+    """The maps with a label that says which head they are of, where the site has several."""
+    if head is not None:
+        return replace(maps, label=f"{maps.label}, head {head}")
+    site = dict(model.named_modules()).get(maps.site)
+    heads = next((getattr(site, name) for name in HEADS if isinstance(getattr(site, name, None), int)), 1)
+    return replace(maps, label=f"{maps.label}, mean of {heads} heads") if heads > 1 else maps
+
+
+def _prepare(picture: Image.Image, one: Named, crop: bool) -> tuple[torch.Tensor, np.ndarray]:
     """The tensor that the network takes, and the picture of just what it sees."""
-    image = (preprocessing.transform() if crop else preprocessing.photograph())(picture)
-    if not crop:
-        return image, np.asarray(picture)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    pixels = (image * std + mean).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return image, pixels.permute(1, 2, 0).contiguous().numpy()
+    pictures = one.network.pictures
+    assert pictures is not None
+    if one.checkpoint is not None and not crop:
+        return Preprocessing.from_dict(dict(pictures.settings)).photograph()(picture), np.asarray(picture)
+    image = pictures.transform(picture)
+    return image, _seen(image, pictures.settings)
+
+
+def _seen(image: torch.Tensor, settings: Mapping[str, Any]) -> np.ndarray:
+    """A picture (H, W, 3) from a network's input, its normalisation undone; stretched where that is not known."""
+    pixels = image.float()
+    mean, std = (settings.get(one) or settings.get(f"image_{one}") for one in ("mean", "std"))
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (mean, std))
+        pixels = pixels * std + mean
+    elif pixels.min() < 0 or pixels.max() > 1:
+        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp_min(1e-12)
+    pixels = pixels if len(pixels) == 3 else pixels.mean(0, keepdim=True).expand(3, -1, -1)
+    return pixels.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def _pixel(query: tuple[float | int, float | int], shape: tuple[int, ...]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+import nlprobe
 from nlprobe.blocks import NonLocal, NonLocalConfig
 
 
@@ -89,3 +90,6 @@ def never_the_same() -> Iterator[Tensor]:
 def plain() -> nn.Module:
     """No attention at all."""
     return nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU())
+
+
+ADAPTERS = (nlprobe.AttentionModule("own", (timm.layers.Attention,)),)

@@ -320,3 +320,17 @@ def test_what_does_not_go_together_is_refused(arguments: tuple[object, ...], mes
 def test_a_network_without_attention_is_refused(capsys) -> None:
     _, err = stats(capsys, "--model", "python:own_networks:plain", *NOISE, code=3)
     assert "no attention was seen" in err
+
+
+def test_an_adapter_of_ones_own_describes_the_sites(capsys) -> None:
+    chosen = [*VIT, *NOISE, "--adapter", "python:own_networks:ADAPTERS", "--quantity", "att"]
+    found = payload(capsys, *chosen)
+    assert {site["block"] for site in found["sites"]} == {"own"}
+    _, err = stats(capsys, *VIT, *NOISE, "--adapter", "python:own_networks:noise", code=2)
+    assert "is no adapter" in err
+
+
+def test_inspect_takes_adapters_too(capsys) -> None:
+    arguments = ["inspect", "python:own_networks:tiny_vit", "--size", "32", "--format", "json"]
+    assert run([*arguments, "--adapter", "python:own_networks:ADAPTERS"]) == 0
+    assert {site["block"] for site in json.loads(capsys.readouterr().out)["sites"]} == {"own"}

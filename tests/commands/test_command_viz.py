@@ -70,3 +70,27 @@ def test_the_audit_guards_figures_too(checkpoint, photographs, broken_forward, t
     base = ["--ckpt", checkpoint, "--image", photographs / "china.jpg", "--out", tmp_path / "f", "--device", "cpu"]
     assert "is off by" in viz(capsys, *base, code=3)
     assert list(tmp_path.iterdir()) == []
+
+
+VIT = ("--model", "python:own_networks:tiny_vit_with_transform", "--site", "blocks.1.attn")
+
+
+@pytest.mark.parametrize(("choice", "said"), [((), "mean of 3 heads"), (("--head", 1), "head 1")])
+def test_a_network_of_another_library_is_drawn_and_its_label_says_which_head(
+    choice, said, photographs, tmp_path, capsys
+) -> None:
+    arguments = [*VIT, *choice, "--image", photographs / "china.jpg", "--query", "5,20", "--out", tmp_path / "f.png"]
+    (row,) = json.loads(viz(capsys, *arguments, "--format", "json", "--device", "cpu"))
+    assert row["model"].endswith(f", {said}")
+    data = pd.read_csv(tmp_path / "f.csv")
+    assert (data["row"].max(), data["column"].max()) == (3, 3)
+    # The class token takes its share, and what is left is in units of 1/17.
+    assert np.allclose(data["times_uniform"], data["weight"] * 17)
+
+
+def test_adapters_reach_the_figure_and_what_is_none_is_refused(photographs, tmp_path, capsys) -> None:
+    base = [*VIT, "--image", photographs / "china.jpg", "--out", tmp_path / "f.png", "--device", "cpu"]
+    viz(capsys, *base, "--adapter", "python:own_networks:ADAPTERS")
+    assert "is no adapter" in viz(capsys, *base, "--adapter", "python:own_networks:tiny_vit", "--force", code=2)
+    assert "names no adapter" in viz(capsys, *base, "--adapter", "own_networks", "--force", code=2)
+    assert "has no `ADAPTER`" in viz(capsys, *base, "--adapter", "python:own_networks:ADAPTER", "--force", code=2)
