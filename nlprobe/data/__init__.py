@@ -6,7 +6,7 @@ from nlprobe.data.images import UnreadableImageError, read_image
 from nlprobe.data.loading import Batch, Batches, derived_seed
 from nlprobe.data.miniature import write_miniature_imagenet
 from nlprobe.data.opening import open_dataset, open_parts
-from nlprobe.data.preprocessing import Preprocessing
+from nlprobe.data.preprocessing import Joint, Preprocessing
 from nlprobe.data.texts import Line, TextFile, read_texts
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Batch",
     "Batches",
     "ImageDataset",
+    "Joint",
     "Line",
     "Preprocessing",
     "Sample",

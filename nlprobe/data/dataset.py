@@ -9,10 +9,14 @@ from PIL import Image
 
 
 class Sample(NamedTuple):
-    """One image: its picture in RGB, its class (None where there are no labels), its name within the data set."""
+    """One image: its picture in RGB, its label, its name within the data set.
+
+    The label is the image's class, or what else a data set tells of it, such as a map with a class for each pixel; None
+    where there is nothing.
+    """
 
     image: Image.Image
-    label: int | None
+    label: Any
     id: str
 
 
@@ -24,7 +28,7 @@ class ImageDataset(ABC):
         root: The folder that was given.
         classes: Names of the classes in the order of the labels; None for photographs without labels.
         ids: Names of the images: paths relative to their split's folder, so that they stay the same on another machine.
-        labels: Class of each image, or None.
+        labels: Class of each image; None where images have none, or another kind of label.
     """
 
     kind: str
@@ -37,12 +41,17 @@ class ImageDataset(ABC):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read one image.
+        """Read one image and its label.
 
         Raises:
-            UnreadableImageError: it is missing or damaged.
+            UnreadableImageError: one of the two is missing or damaged.
         """
-        return Sample(self.picture(index), self.labels[index] if self.labels is not None else None, self.ids[index])
+        picture = self.picture(index)
+        return Sample(picture, self.label(index, picture), self.ids[index])
+
+    def label(self, index: int, picture: Image.Image) -> Any:
+        """What the data set tells of an image whose picture was read; its class, or None."""
+        return self.labels[index] if self.labels is not None else None
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:

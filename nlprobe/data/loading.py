@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nlprobe.data.dataset import ImageDataset
 from nlprobe.data.images import UnreadableImageError
-from nlprobe.data.preprocessing import Transform
+from nlprobe.data.preprocessing import Joint, Transform
 from nlprobe.errors import ConfigError, DataError
 
 Report = Callable[[UnreadableImageError], object]
@@ -27,10 +27,14 @@ _SECONDS_AFTER_SIGTERM = 10
 
 
 class Batch(NamedTuple):
-    """Some images: (B, 3, H, W), their labels (B,) or None, their names, and those that could not be read."""
+    """Some images: (B, 3, H, W), their labels, their names, and those that could not be read.
+
+    Labels are one tensor, (B,) for classes, (B, H, W) for maps of classes, or a list where they are no tensors; None
+    where there are none.
+    """
 
     images: Tensor
-    labels: Tensor | None
+    labels: Any
     ids: list[str]
     unreadable: list[tuple[str, str]]
 
@@ -114,7 +118,8 @@ class Batches:
 
     Args:
         dataset: Where samples come from.
-        transform: From a picture to a tensor; may draw random numbers from torch's generator.
+        transform: From a picture to a tensor, or from a picture and its label to both; may draw random numbers from
+            torch's generator.
         batch_size: Samples in a batch, over all processes.
         workers: Processes that read ahead; with 0 this one reads.
         seed: Seed of order and samples; None reads the data set in its own order.
@@ -130,7 +135,7 @@ class Batches:
     def __init__(
         self,
         dataset: ImageDataset,
-        transform: Transform,
+        transform: Transform | Joint,
         batch_size: int,
         *,
         workers: int = 0,
@@ -184,16 +189,18 @@ class Batches:
 class _SeededSamples(Dataset[Any]):
     """Transformed samples by (epoch, index); an unreadable one comes as its reason, which passes between processes."""
 
-    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
+    def __init__(self, dataset: ImageDataset, transform: Transform | Joint, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, int | None, str, str]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | None, Any, str, str]:
         epoch, index = key
         try:
             sample = self.dataset[index]
         except UnreadableImageError as error:
             return None, None, self.dataset.ids[index], error.reason
         with _seeded(derived_seed(self.seed, epoch, index)):
+            if isinstance(self.transform, Joint):
+                return *self.transform.transform(sample.image, sample.label), sample.id, ""
             return self.transform(sample.image), sample.label, sample.id, ""
 
 
@@ -213,17 +220,35 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _collate(samples: Sequence[tuple[Tensor | None, int | None, str, str]]) -> Batch:
+def _collate(samples: Sequence[tuple[Tensor | None, Any, str, str]]) -> Batch:
     good = [(image, label, name) for image, label, name, _ in samples if image is not None]
     unreadable = [(name, reason) for image, _, name, reason in samples if image is None]
-    images = torch.stack([image for image, _, _ in good]) if good else torch.empty(0)
-    labels = [label for _, label, _ in good if label is not None]
-    return Batch(
-        images,
-        torch.tensor(labels) if len(labels) == len(good) and good else None,
-        [name for *_, name in good],
-        unreadable,
-    )
+    names = [name for *_, name in good]
+    images = _stacked([image for image, _, _ in good], names) if good else torch.empty(0)
+    return Batch(images, _labels([label for _, label, _ in good], names), names, unreadable)
+
+
+def _labels(labels: list[Any], names: list[str]) -> Any:
+    if not labels or any(label is None for label in labels):
+        return None
+    if all(isinstance(label, Tensor) for label in labels):
+        return _stacked(labels, names)
+    return torch.tensor(labels) if all(isinstance(label, int) for label in labels) else labels
+
+
+def _stacked(tensors: list[Tensor], names: list[str]) -> Tensor:
+    for tensor, name in zip(tensors, names, strict=True):
+        if tensor.shape != tensors[0].shape:
+            raise DataError(
+                f"`{names[0]}` and `{name}` are of different sizes, {_size(tensors[0])} and {_size(tensor)}, and come "
+                "in one batch",
+                "use `--batch-size 1`, or bring the images to one size",
+            )
+    return torch.stack(tensors)
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape[-2:]))
 
 
 def _outlive_signals(_worker: int) -> None:

@@ -1,5 +1,7 @@
 """A part of a data set, for a quick try."""
 
+from typing import Any
+
 from PIL import Image
 
 from nlprobe.data.dataset import ImageDataset
@@ -24,6 +26,10 @@ class Part(ImageDataset):
     def picture(self, index: int) -> Image.Image:
         """The picture in RGB."""
         return self.whole.picture(self._indices[index])
+
+    def label(self, index: int, picture: Image.Image) -> Any:
+        """What the whole data set tells of it."""
+        return self.whole.label(self._indices[index], picture)
 
     def size(self, index: int) -> int:
         """As in the whole data set."""

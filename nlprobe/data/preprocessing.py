@@ -20,12 +20,23 @@ Transform = Callable[[Image.Image], Float[Tensor, "3 h w"]]
 
 
 @dataclass(frozen=True)
+class Joint:
+    """A transform that changes a picture and its label together, as a crop changes a map of classes.
+
+    Attributes:
+        transform: From a picture and its label to the network's input and what the loss takes.
+    """
+
+    transform: Callable[[Image.Image, Any], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """Resize the shorter side to `resize`, cut the central `crop` × `crop` out, scale to [0, 1], normalise.
 
     Attributes:
-        resize: Length of the shorter side in pixels.
-        crop: Side of the central crop in pixels.
+        resize: Length of the shorter side in pixels; 0 leaves pictures in their own size.
+        crop: Side of the central crop in pixels; 0 takes pictures whole.
         mean: Mean of red, green and blue, of values in [0, 1].
         std: Standard deviation of the same.
         interpolation: nearest, bilinear, bicubic or lanczos.
@@ -45,7 +56,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        if not 1 <= self.crop <= self.resize:
+        if min(self.crop, self.resize) < 0 or (self.resize and self.crop > self.resize):
             raise ConfigError(
                 f"preprocessing: `crop` {self.crop} does not fit into `resize` {self.resize}", "make `resize` larger"
             )
@@ -59,11 +70,12 @@ class Preprocessing:
             )
 
     def transform(self) -> Transform:
-        """A function from an RGB picture to a tensor (3, crop, crop)."""
-        return v2.Compose([*self._resized(), v2.CenterCrop(self.crop), *self.normalised()])
+        """A function from an RGB picture to a tensor (3, crop, crop), or (3, h, w) where it is taken whole."""
+        crop = [v2.CenterCrop(self.crop)] if self.crop else []
+        return v2.Compose([*self._resized(), *crop, *self.normalised()])
 
     def photograph(self) -> Transform:
-        """The same without the crop: the whole picture, (3, h, w) with min(h, w) = resize; for figures."""
+        """The same without the crop: the whole picture, (3, h, w), with min(h, w) = resize if set; for figures."""
         return v2.Compose([*self._resized(), *self.normalised()])
 
     def normalised(self) -> list[Callable[[Any], Any]]:
@@ -95,10 +107,13 @@ class Preprocessing:
     def __str__(self) -> str:
         numbers = ", ".join(f"{mean:g}±{std:g}" for mean, std in zip(self.mean, self.std, strict=True))
         sharp = "" if self.antialias else " without antialiasing"
-        return f"shorter side {self.resize} ({self.interpolation}{sharp}), crop {self.crop}, normalised by {numbers}"
+        size = f"shorter side {self.resize} ({self.interpolation}{sharp})" if self.resize else "in its own size"
+        return f"{size}, {f'crop {self.crop}' if self.crop else 'whole'}, normalised by {numbers}"
 
     def _resized(self) -> list[Callable[[Any], Any]]:
         # Pillow always filters when it shrinks, so only a tensor can be resized without.
+        if not self.resize:
+            return []
         first = [] if self.antialias else [v2.ToImage()]
         return [*first, v2.Resize(self.resize, self.mode(), antialias=self.antialias)]
 

@@ -7,7 +7,8 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from nlprobe.data import Augmentation, Preprocessing
+from nlprobe.data import Augmentation, Joint, Preprocessing
+from nlprobe.data.preprocessing import Transform
 from nlprobe.errors import ConfigError
 from nlprobe.suggestions import did_you_mean
 from nlprobe.training.optimisers import Optimiser
@@ -22,6 +23,8 @@ BATCH_NORMS = ("plain", "sync", "frozen")
 @dataclass(frozen=True)
 class Recipe:
     """Everything that a training run is made of, but for the model, the data and the seed.
+
+    These are the numbers of classification; another task has a class of its own, with those that it adds.
 
     Attributes:
         name: Under which `recipe` finds it.
@@ -73,6 +76,14 @@ class Recipe:
         if not 0 <= self.label_smoothing < 1:
             raise ConfigError(f"recipe: label smoothing {self.label_smoothing}", "use 0 or more, and less than 1")
 
+    def training_transform(self) -> Transform | Joint:
+        """What training pictures, and their labels, go through."""
+        return self.augmentation.transform(self.preprocessing)
+
+    def validation_transform(self) -> Transform | Joint:
+        """What pictures to be scored, and their labels, go through."""
+        return self.preprocessing.transform()
+
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """The recipe with other values; a key is a field, or `part.field` such as `optimiser.momentum`.
 
@@ -90,9 +101,16 @@ class Recipe:
         """The inverse of `as_dict`.
 
         Raises:
-            ConfigError: an unknown key or a value that does not fit.
+            ConfigError: an unknown task or key, or a value that does not fit.
         """
-        return cls(name=str(settings.get("name", ""))).override(flatten(settings))
+        task = settings.get("task", "classification")
+        if task not in RECIPE_CLASSES:
+            raise ConfigError(f"a recipe for the unknown task `{task}`", did_you_mean(str(task), RECIPE_CLASSES))
+        return RECIPE_CLASSES[task](name=str(settings.get("name", ""))).override(flatten(settings))
+
+
+RECIPE_CLASSES: dict[str, type[Recipe]] = {"classification": Recipe}
+"""The class of recipes by task."""
 
 
 # Section 5.2 of the paper. What its text leaves open, and what is chosen here:

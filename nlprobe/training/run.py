@@ -14,13 +14,10 @@ from nlprobe.data import Batches, ImageDataset, data_fingerprint
 from nlprobe.data.loading import Report, Share
 from nlprobe.errors import ConfigError
 from nlprobe.models import ResNet, ResNetConfig, build, load_backbone
-from nlprobe.training.classification import Classification, check_data
 from nlprobe.training.engine import Engine, Observer
 from nlprobe.training.processes import ALONE, Processes
 from nlprobe.training.recipes import Recipe, flatten
-
-# Scores are computed on the same batches whatever the number of processes, so these do not grow with it.
-_VALIDATION_BATCH = 64
+from nlprobe.training.tasks import TaskKind, task_kind
 
 # The order of samples within an epoch follows from these; between epochs they may change.
 _ORDER = ("recipe.batch_size", "data.images", "data.sha256")
@@ -45,7 +42,7 @@ class Run:
         classifier: Take the last layer from that file as well.
 
     Raises:
-        DataError: the data sets do not make a classification task.
+        DataError: the data sets are none that the recipe's task can be learnt from.
     """
 
     model: str | None
@@ -58,7 +55,12 @@ class Run:
     classifier: bool = False
 
     def __post_init__(self) -> None:
-        check_data(self.training, self.validation, self.recipe.batch_size)
+        self.task.check(self.training, self.validation, self.recipe.batch_size)
+
+    @property
+    def task(self) -> TaskKind:
+        """The recipe's task."""
+        return task_kind(self.recipe.task)
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -133,7 +135,7 @@ class Run:
         pin_memory = device.type == "cuda"
         training = Batches(
             self.training,
-            recipe.augmentation.transform(recipe.preprocessing),
+            recipe.training_transform(),
             recipe.batch_size,
             workers=workers,
             seed=self.seed,
@@ -144,14 +146,14 @@ class Run:
         )
         validation = Batches(
             self.validation,
-            recipe.preprocessing.transform(),
-            min(max(recipe.batch_size // recipe.accumulate, 1), _VALIDATION_BATCH),
+            recipe.validation_transform(),
+            min(max(recipe.batch_size // recipe.accumulate, 1), self.task.validation_batch),
             workers=workers,
             report=report,
             pin_memory=pin_memory,
             share=share,
         )
-        task = Classification(training, validation, recipe, device, processes)
+        task = self.task.make(training, validation, recipe, device, processes)
         model = self.build()
         return Engine(model, task, recipe, seed=self.seed, device=device, observers=observers, processes=processes)
 

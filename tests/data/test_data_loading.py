@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from nlprobe.data import Augmentation, Batch, Batches, Preprocessing, UnreadableImageError, open_dataset
+from nlprobe.data import Augmentation, Batch, Batches, Joint, Preprocessing, UnreadableImageError, open_dataset
 from nlprobe.data.loading import BatchOrder, Share, derived_seed
 from nlprobe.errors import ConfigError, DataError
 
@@ -153,3 +154,24 @@ def test_samples_do_not_depend_on_who_loads_them(imagenet: Path) -> None:
     for batch, first, second in zip(whole, *(half.epoch(1) for half in halves), strict=True):
         assert first.ids + second.ids == batch.ids
         assert torch.equal(torch.cat([first.images, second.images]), batch.images)
+
+
+def test_a_joint_transform_changes_pictures_and_labels_together(imagenet: Path) -> None:
+    def marked(picture: Image.Image, label: int) -> tuple[torch.Tensor, torch.Tensor]:
+        turned = bool(torch.rand(()) < 0.5)
+        return torch.full((3, 2, 2), float(turned)), torch.full((2, 2), 10 * label + turned)
+
+    dataset = open_dataset(imagenet, "train")
+    batches = list(Batches(dataset, Joint(marked), 2, seed=0).epoch(0))
+    labels = torch.cat([batch.labels for batch in batches])
+    images = torch.cat([batch.images for batch in batches])
+    assert labels.shape == (len(images), 2, 2)
+    assert torch.equal(labels % 10, images[:, 0].long())
+    assert 0 < images.mean() < 1
+
+
+def test_images_of_different_sizes_do_not_share_a_batch(imagenet: Path) -> None:
+    shapes = iter([(3, 4, 5), (3, 4, 6)])
+    batches = Batches(open_dataset(imagenet, "train"), lambda picture: torch.zeros(next(shapes)), 2)
+    with pytest.raises(DataError, match="different sizes, 4x5 and 4x6"):
+        next(iter(batches))

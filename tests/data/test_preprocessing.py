@@ -50,3 +50,13 @@ def test_wrong_settings_are_named() -> None:
 
 def test_it_says_what_it_does() -> None:
     assert str(Preprocessing(72, 64)).startswith("shorter side 72 (bilinear), crop 64, normalised by 0.485±0.229")
+
+
+def test_pictures_can_be_taken_whole_and_in_their_own_size() -> None:
+    image = picture(24, 10)
+    whole = Preprocessing(resize=0, crop=0, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    expected = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - 0.5) / 0.2
+    torch.testing.assert_close(whole.transform()(image), expected)
+    assert Preprocessing(resize=5, crop=0).transform()(image).shape == (3, 5, 12)
+    assert str(whole).startswith("in its own size, whole")
+    assert Preprocessing.from_dict(whole.as_dict()) == whole

@@ -97,3 +97,9 @@ def test_overrides_are_read_as_toml() -> None:
     assert parse_override("schedule.kind=step") == ("schedule.kind", "step")
     with pytest.raises(ConfigError, match="is not `key=value`"):
         parse_override("epochs 3")
+
+
+def test_a_recipe_for_an_unknown_task_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown task `clasification`") as caught:
+        Recipe.from_dict({"name": "mine", "task": "clasification"})
+    assert "classification" in caught.value.remedy
