@@ -11,7 +11,25 @@ from nlprobe.models.insertion import STAGES, Insertion
 
 LAYERS = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
 
+STEMS = ("plain", "deep")
+OUTPUT_STRIDES = (32, 16, 8)
+
 _EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a stage samples its input.
+
+    Args:
+        stride: Of its first residual block.
+        first_dilation: Of the first 3x3 convolution of the first residual block, the one that has the stride.
+        dilation: Of every other 3x3 convolution.
+    """
+
+    stride: int
+    first_dilation: int
+    dilation: int
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,14 @@ class ResNetConfig:
         groups: Groups of the bottleneck's 3x3 convolution; 32 or 64 in ResNeXt.
         base_width: Channels of a group, in c2 and where `width` is 64; 4 in ResNeXt. Torchvision's `width_per_group`.
         width: Channels of the stem and planes of c2; 64 in every published network.
+        stem: `plain` (one 7x7 convolution) or `deep` (three 3x3 of `width`, `width` and 2 `width` channels, the first
+            with the stride), which the scene-parsing project's ResNets have, and with them CCNet and the paper's
+            Cityscapes networks.
+        output_stride: Pixels of the input for one position of c5: 32, or 16 or 8 with the stride of c5, or of c4 and
+            c5, replaced by dilation (2 in c5; 2 in c4 and 4 in c5). The weights are those of stride 32.
+        dilate_first: Whether the convolution that had the stride is dilated as the rest of its stage is. Without, it
+            keeps the dilation of the stage before it, as in torchvision, timm, and the scene-parsing project; CCNet
+            dilates it. The weights fit both.
         classes: Outputs of the classifier.
         zero_init_residual: Start the last norm of every residual branch at zero.
         insertions: Attention blocks, and where they stand.
@@ -37,6 +63,9 @@ class ResNetConfig:
     groups: int = 1
     base_width: int = 64
     width: int = 64
+    stem: str = "plain"
+    output_stride: int = 32
+    dilate_first: bool = False
     classes: int = 1000
     zero_init_residual: bool = False
     insertions: tuple[Insertion, ...] = ()
@@ -44,6 +73,12 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         if self.block not in _EXPANSION:
             raise unknown("kind of residual block", self.block, _EXPANSION)
+        if self.stem not in STEMS:
+            raise unknown("stem of a residual network", self.stem, STEMS)
+        if self.output_stride not in OUTPUT_STRIDES:
+            raise ConfigError(f"`output_stride` is {self.output_stride}", "use 32, 16 or 8")
+        if self.dilate_first and self.output_stride == 32:
+            raise ConfigError("`dilate_first` without any dilation", "set `output_stride` to 16 or 8, or leave it out")
         if len(self.layers) != len(STAGES) or not all(type(count) is int for count in self.layers):
             raise ConfigError(f"`layers={self.layers}` does not name four stages", "give four whole numbers, c2 to c5")
         numbers = {"layers": min(self.layers), "groups": self.groups, "base_width": self.base_width}
@@ -63,6 +98,19 @@ class ResNetConfig:
     def channels(self, stage: str) -> int:
         """Channels of a stage's output."""
         return self.width * 2 ** STAGES.index(stage) * _EXPANSION[self.block]
+
+    def stem_channels(self) -> int:
+        """Channels of the stem's output."""
+        return self.width * 2 if self.stem == "deep" else self.width
+
+    def sampling(self, stage: str) -> Sampling:
+        """Stride and dilations of a stage."""
+        index = STAGES.index(stage)
+        full = 4 * 2**index  # input pixels for one of the stage's positions where nothing is dilated
+        dilation = max(1, full // self.output_stride)
+        before = max(1, full // 2 // self.output_stride)
+        stride = 2 if index > 0 and full <= self.output_stride else 1
+        return Sampling(stride, dilation if self.dilate_first else before, dilation)
 
     def indices(self, insertion: Insertion) -> tuple[int, ...]:
         """The residual blocks of its stage that an insertion gives a block to."""

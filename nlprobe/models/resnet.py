@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nlprobe.blocks import build_block
-from nlprobe.models.config import LAYERS, ResNetConfig
+from nlprobe.models.config import LAYERS, ResNetConfig, Sampling
+from nlprobe.models.insertion import STAGES
 
 
 class ResidualBlock(nn.Module):
@@ -56,11 +57,11 @@ class BasicBlock(ResidualBlock):
 
     expansion = 1
 
-    def __init__(self, channels_in: int, planes: int, stride: int, config: ResNetConfig) -> None:
+    def __init__(self, channels_in: int, planes: int, sampling: Sampling, config: ResNetConfig) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(channels_in, planes, stride)
+        self.conv1 = _conv3x3(channels_in, planes, sampling.stride, sampling.first_dilation)
         self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = _conv3x3(planes, planes)
+        self.conv2 = _conv3x3(planes, planes, 1, sampling.dilation)
         self.bn2 = nn.BatchNorm2d(planes)
 
     def branch(self, x: Tensor) -> Tensor:
@@ -79,12 +80,12 @@ class Bottleneck(ResidualBlock):
 
     expansion = 4
 
-    def __init__(self, channels_in: int, planes: int, stride: int, config: ResNetConfig) -> None:
+    def __init__(self, channels_in: int, planes: int, sampling: Sampling, config: ResNetConfig) -> None:
         super().__init__()
         inner = int(planes * config.base_width / 64) * config.groups
         self.conv1 = _conv1x1(channels_in, inner)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = _conv3x3(inner, inner, stride, config.groups)
+        self.conv2 = _conv3x3(inner, inner, sampling.stride, sampling.first_dilation, config.groups)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = _conv1x1(inner, planes * self.expansion)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
@@ -107,9 +108,10 @@ RESIDUAL_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": Basi
 class ResNet(nn.Module):
     """A residual network for classification.
 
-    Parameter names and initialisation are torchvision's: from one seed both give the same weights. The trunk is
-    initialised first and the inserted blocks after it, so networks that differ only in what is inserted have the same
-    trunk when built from the same seed.
+    Parameter names and initialisation are torchvision's: from one seed both give the same weights. A deep stem has the
+    scene-parsing project's names, conv1 and bn1 to conv3 and bn3 beside the stages. The trunk is initialised first and
+    the inserted blocks after it, so networks that differ only in what is inserted have the same trunk when built from
+    the same seed.
 
     Args:
         config: Depth, widths, classes and insertions.
@@ -119,18 +121,24 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        if config.stem == "plain":
+            self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(width)
+        else:
+            self.conv1 = _conv3x3(3, width, stride=2)
+            self.bn1 = nn.BatchNorm2d(width)
+            self.conv2 = _conv3x3(width, width)
+            self.bn2 = nn.BatchNorm2d(width)
+            self.conv3 = _conv3x3(width, width * 2)
+            self.bn3 = nn.BatchNorm2d(width * 2)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        expansion = RESIDUAL_BLOCKS[config.block].expansion
-        channels = [width, *(width * 2**stage * expansion for stage in range(4))]
-        self.layer1 = _stage(config, channels[0], width, config.layers[0], stride=1)
-        self.layer2 = _stage(config, channels[1], width * 2, config.layers[1], stride=2)
-        self.layer3 = _stage(config, channels[2], width * 4, config.layers[2], stride=2)
-        self.layer4 = _stage(config, channels[3], width * 8, config.layers[3], stride=2)
+        self.layer1 = _stage(config, "c2")
+        self.layer2 = _stage(config, "c3")
+        self.layer3 = _stage(config, "c4")
+        self.layer4 = _stage(config, "c5")
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels[4], config.classes)
+        self.fc = nn.Linear(config.channels("c5"), config.classes)
         self._initialise()
         for insertion in config.insertions:
             for index in config.indices(insertion):
@@ -140,10 +148,18 @@ class ResNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
         """Class logits of normalised images; any height and width from 32 up, better from 64 up."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))  # (B, width, H/4, W/4)
+        x = self.stem(images)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)  # the last: (B, C, H/32, W/32)
+            x = stage(x)  # the last: (B, C, H/output_stride, W/output_stride)
         return self.fc(self.avgpool(x).flatten(1))
+
+    def stem(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h_out w_out"]:
+        """What c2 gets: (B, `config.stem_channels()`, H/4, W/4), each length rounded up."""
+        x = self.relu(self.bn1(self.conv1(images)))
+        if self.config.stem == "deep":
+            x = self.relu(self.bn2(self.conv2(x)))
+            x = self.relu(self.bn3(self.conv3(x)))
+        return self.maxpool(x)
 
     def sites(self) -> list[str]:
         """Every inserted block by its site, in the order of the forward pass, such as `layer3.4:after_add`."""
@@ -164,20 +180,24 @@ class ResNet(nn.Module):
                 nn.init.zeros_(block.last_norm.weight)
 
 
-def _stage(config: ResNetConfig, channels_in: int, planes: int, count: int, stride: int) -> nn.Sequential:
+def _stage(config: ResNetConfig, stage: str) -> nn.Sequential:
     block = RESIDUAL_BLOCKS[config.block]
-    channels = planes * block.expansion
-    downsample = None
-    if stride != 1 or channels_in != channels:
-        downsample = nn.Sequential(_conv1x1(channels_in, channels, stride), nn.BatchNorm2d(channels))
-    first = block(channels_in, planes, stride, config)
-    first.downsample = downsample
-    return nn.Sequential(first, *(block(channels, planes, 1, config) for _ in range(count - 1)))
+    index = STAGES.index(stage)
+    planes, channels = config.width * 2**index, config.channels(stage)
+    channels_in = config.channels(STAGES[index - 1]) if index else config.stem_channels()
+    sampling = config.sampling(stage)
+    first = block(channels_in, planes, sampling, config)
+    if sampling.stride != 1 or channels_in != channels:
+        first.downsample = nn.Sequential(_conv1x1(channels_in, channels, sampling.stride), nn.BatchNorm2d(channels))
+    later = Sampling(1, sampling.dilation, sampling.dilation)
+    return nn.Sequential(first, *(block(channels, planes, later, config) for _ in range(config.layers[index] - 1)))
 
 
 def _conv1x1(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels, kernel_size=1, stride=stride, bias=False)
 
 
-def _conv3x3(channels_in: int, channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels, kernel_size=3, stride=stride, padding=1, groups=groups, bias=False)
+def _conv3x3(channels_in: int, channels: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(
+        channels_in, channels, 3, stride=stride, padding=dilation, dilation=dilation, groups=groups, bias=False
+    )

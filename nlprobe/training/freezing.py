@@ -10,7 +10,8 @@ from nlprobe.models import ResNet
 from nlprobe.models.config import LAYERS
 from nlprobe.suggestions import did_you_mean
 
-PARTS: dict[str, tuple[str, ...]] = {"c1": ("conv1", "bn1"), **{stage: (layer,) for stage, layer in LAYERS.items()}}
+_STEM = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")  # the last four in a deep stem only
+PARTS: dict[str, tuple[str, ...]] = {"c1": _STEM, **{stage: (layer,) for stage, layer in LAYERS.items()}}
 """Stages of a residual network, and the modules that each is made of."""
 
 

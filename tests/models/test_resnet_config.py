@@ -38,6 +38,9 @@ def test_a_misspelt_setting_is_an_error_with_the_close_match() -> None:
         ({"width": -1}, "`width` is -1"),
         ({"block": "botleneck"}, "`bottleneck`"),
         ({"block": "basic", "groups": 32}, "a basic block has no groups"),
+        ({"stem": "depe"}, "`deep`"),
+        ({"output_stride": 4}, "`output_stride` is 4"),
+        ({"dilate_first": True}, "`dilate_first` without any dilation"),
     ],
 )
 def test_numbers_that_make_no_network_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -72,3 +75,26 @@ def test_two_places_of_one_residual_block_are_two_sites() -> None:
 def test_channels_follow_width_and_kind() -> None:
     assert [ARCHITECTURES["resnet50"].channels(stage) for stage in ("c2", "c5")] == [256, 2048]
     assert [ARCHITECTURES["resnet18"].channels(stage) for stage in ("c2", "c5")] == [64, 512]
+
+
+def test_the_stem_and_the_dilation_survive_a_trip_through_json() -> None:
+    config = replace(ARCHITECTURES["resnet101"], stem="deep", output_stride=8, dilate_first=True)
+    assert ResNetConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "output_stride, dilate_first, expected",
+    [
+        (32, False, {"c2": (1, 1, 1), "c3": (2, 1, 1), "c4": (2, 1, 1), "c5": (2, 1, 1)}),
+        (16, False, {"c2": (1, 1, 1), "c3": (2, 1, 1), "c4": (2, 1, 1), "c5": (1, 1, 2)}),
+        (8, False, {"c2": (1, 1, 1), "c3": (2, 1, 1), "c4": (1, 1, 2), "c5": (1, 2, 4)}),
+        (8, True, {"c2": (1, 1, 1), "c3": (2, 1, 1), "c4": (1, 2, 2), "c5": (1, 4, 4)}),
+    ],
+)
+def test_strides_become_dilations(
+    output_stride: int, dilate_first: bool, expected: dict[str, tuple[int, int, int]]
+) -> None:
+    config = ResNetConfig(output_stride=output_stride, dilate_first=dilate_first)
+    samplings = {stage: config.sampling(stage) for stage in expected}
+    found = {stage: (each.stride, each.first_dilation, each.dilation) for stage, each in samplings.items()}
+    assert found == expected

@@ -64,6 +64,14 @@ def test_a_network_inside_another_is_found(make_run) -> None:
     assert not detector["backbone"].layer1[0].bn1.weight.requires_grad
 
 
+def test_all_of_a_deep_stem_is_frozen(make_run) -> None:
+    network = build(replace(make_run().config, stem="deep"), seed=0)
+    still = freeze(network, ("c1",), norms=False)
+    assert still == [network.bn1, network.bn2, network.bn3]
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in network.named_parameters() if not name.startswith(("layer", "fc"))}
+
+
 def test_an_unknown_stage_or_no_residual_network_is_an_error(make_run) -> None:
     with pytest.raises(ConfigError, match=r"no stage `c6` to freeze\nknown|no stage `c6` to freeze\ndid you mean"):
         make_run(frozen=["c6"]).engine(CPU)
