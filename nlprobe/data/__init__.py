@@ -3,18 +3,23 @@
 from nlprobe.data.augmentation import Augmentation
 from nlprobe.data.dataset import ImageDataset, Sample, data_fingerprint
 from nlprobe.data.images import UnreadableImageError, read_image
+from nlprobe.data.joint_augmentation import JointAugmentation, whole
+from nlprobe.data.label_maps import IGNORED, LabelMapDataset
 from nlprobe.data.loading import Batch, Batches, derived_seed
-from nlprobe.data.miniature import write_miniature_imagenet
+from nlprobe.data.miniature import write_miniature_cityscapes, write_miniature_imagenet
 from nlprobe.data.opening import open_dataset, open_parts
 from nlprobe.data.preprocessing import Joint, Preprocessing
 from nlprobe.data.texts import Line, TextFile, read_texts
 
 __all__ = [
+    "IGNORED",
     "Augmentation",
     "Batch",
     "Batches",
     "ImageDataset",
     "Joint",
+    "JointAugmentation",
+    "LabelMapDataset",
     "Line",
     "Preprocessing",
     "Sample",
@@ -26,5 +31,7 @@ __all__ = [
     "open_parts",
     "read_image",
     "read_texts",
+    "whole",
+    "write_miniature_cityscapes",
     "write_miniature_imagenet",
 ]

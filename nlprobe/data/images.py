@@ -26,7 +26,7 @@ def is_image(path: Path | str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
-def read_image(path: Path | str, name: str | None = None) -> Image.Image:
+def read_image(path: Path | str, name: str | None = None, *, upright: bool = True) -> Image.Image:
     """The picture as a viewer shows it, in RGB.
 
     The orientation in the EXIF data is applied, grey and CMYK are converted, 16 bits are scaled to 8 (not clipped),
@@ -35,6 +35,7 @@ def read_image(path: Path | str, name: str | None = None) -> Image.Image:
     Args:
         path: The file.
         name: What to call the image in an error; its path if left out.
+        upright: Heed the orientation in the EXIF data.
 
     Raises:
         UnreadableImageError: the file is not there, no image, or damaged.
@@ -42,13 +43,12 @@ def read_image(path: Path | str, name: str | None = None) -> Image.Image:
     try:
         with Image.open(path) as file:
             file.load()
-            upright = ImageOps.exif_transpose(file)
-            return to_rgb(upright)
+            return to_rgb(ImageOps.exif_transpose(file) if upright else file)
     except MemoryError:
         raise
     # Pillow's decoders raise nearly anything on damaged files: OSError, SyntaxError, ValueError, struct.error, …
     except (Exception, struct.error) as error:
-        raise UnreadableImageError(name or str(path), _reason(error)) from error
+        raise UnreadableImageError(name or str(path), reason_of(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -71,7 +71,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a picture could not be read, in a few words."""
     if isinstance(error, FileNotFoundError):
         return "it is not there"
     if isinstance(error, Image.UnidentifiedImageError):

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from nlprobe.data.cityscapes import MAPS, PICTURES, Cityscapes
 from nlprobe.data.dataset import ImageDataset
 from nlprobe.data.folders import ClassFolders, Photographs, class_folders, holds_images, image_files
 from nlprobe.data.images import is_image
@@ -13,8 +14,8 @@ Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 LAYOUTS = (
-    "a data set is: train/<class>/ and val/<class>/ (ImageNet), <class>/ (any ImageFolder), an unpacked MNIST, "
-    "Fashion-MNIST, CIFAR-10 or CIFAR-100, a folder of photographs, or one photograph"
+    "a data set is: train/<class>/ and val/<class>/ (ImageNet), <class>/ (any ImageFolder), leftImg8bit/ and gtFine/ "
+    "(Cityscapes), an unpacked MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, a folder of photographs, or one photograph"
 )
 
 
@@ -46,6 +47,12 @@ def _open(root: Path, split: Split) -> ImageDataset:
         return Photographs(root)
     if not root.is_dir():
         raise DataError(f"`{root}` is not there", "check the path" + _nearest_folder(root))
+    if (root / PICTURES).is_dir():
+        return Cityscapes(root, split)
+    if root.name in (PICTURES, MAPS) or (root / MAPS).is_dir():
+        raise DataError(
+            f"`{root}` is a part of Cityscapes", f"give the folder that holds `{PICTURES}`, and `{MAPS}` for training"
+        )
     if small := find_small_images(root):
         if len(small) > 1:
             raise DataError(
@@ -111,6 +118,8 @@ def open_parts(root: Path | str) -> dict[str, ImageDataset]:
         DataError: as `open_dataset`.
     """
     root = Path(root).expanduser()
+    if (root / PICTURES).is_dir():
+        return {split: open_dataset(root, split) for split in SPLITS if (root / PICTURES / split).is_dir()}
     whole = open_dataset(root, "train" if (root / "train").is_dir() else "val")
     if isinstance(whole, SmallImages):
         return {"train": open_dataset(root, "train"), "val": whole}

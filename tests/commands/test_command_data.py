@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nlprobe.cli import run
-from nlprobe.data import write_miniature_imagenet
+from nlprobe.data import write_miniature_cityscapes, write_miniature_imagenet
 
 
 @pytest.fixture
@@ -21,6 +21,8 @@ def test_miniature_writes_imagenet_folders_and_says_where(tmp_path: Path, capsys
     assert f"wrote {tmp_path / 'imagenet'}" in err
     assert len(list((tmp_path / "imagenet" / "train").glob("*/*.JPEG"))) == 20
     assert len(list((tmp_path / "imagenet" / "val").glob("*/*.JPEG"))) == 10
+    assert len(list((tmp_path / "cityscapes" / "leftImg8bit" / "train").glob("*/*.png"))) == 20
+    assert len(list((tmp_path / "cityscapes" / "gtFine" / "val").glob("*/*_labelIds.png"))) == 10
 
 
 def test_miniature_is_not_overwritten_without_force(miniature: Path, capsys) -> None:
@@ -62,3 +64,28 @@ def test_check_names_what_cannot_be_read_and_ends_with_4(miniature: Path, capsys
 def test_check_of_a_missing_folder_ends_with_4(tmp_path: Path, capsys) -> None:
     assert run(["data", "check", str(tmp_path / "nowhere")]) == 4
     assert "is not there" in capsys.readouterr().err
+
+
+def test_one_set_can_be_asked_for(tmp_path: Path, capsys) -> None:
+    assert (
+        run(["data", "miniature", "--only", "cityscapes", "--out", str(tmp_path), "--train", "10", "--val", "10"]) == 0
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["cityscapes"]
+    assert run(["data", "check", str(tmp_path / "cityscapes"), "--format", "json"]) == 0
+    parts = json.loads(capsys.readouterr().out)
+    assert [(part["part"], part["images"], part["classes"]) for part in parts] == [("train", 10, 19), ("val", 10, 19)]
+
+
+def test_nothing_is_written_where_one_of_the_sets_is_there(tmp_path: Path) -> None:
+    (tmp_path / "cityscapes").mkdir()
+    (tmp_path / "cityscapes" / "mine.txt").touch()
+    assert run(["data", "miniature", "--out", str(tmp_path), "--train", "10", "--val", "10"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["cityscapes"]
+
+
+def test_a_map_of_classes_that_cannot_be_read_is_named(tmp_path: Path, capsys) -> None:
+    write_miniature_cityscapes(tmp_path, train=2, val=2)
+    path = next((tmp_path / "cityscapes" / "gtFine" / "val").glob("*/*_labelIds.png"))
+    path.write_bytes(b"no picture")
+    assert run(["data", "check", str(tmp_path / "cityscapes")]) == 4
+    assert path.name in capsys.readouterr().err

@@ -170,7 +170,7 @@ class _Canvas:
 def _background(material: Material, rng: np.random.Generator, settings: SceneSettings) -> Float[np.ndarray, "h w 3"]:
     """A square crop of a photograph, resized, mirrored or not, tinted, and darkened so that digits stand out."""
     photograph = material.photographs[rng.integers(len(material.photographs))]
-    crop = _square(photograph, settings.smallest_crop, min(photograph.shape[:2]), rng)
+    crop = square_crop(photograph, settings.smallest_crop, min(photograph.shape[:2]), rng)
     resized = Image.fromarray(crop).resize((settings.size, settings.size), Image.Resampling.BILINEAR)
     pixels = np.asarray(resized, dtype=np.float32)
     if rng.random() < 0.5:
@@ -179,7 +179,8 @@ def _background(material: Material, rng: np.random.Generator, settings: SceneSet
     return np.clip(rng.uniform(0.3, 0.6) * tint * pixels, 0, 255)
 
 
-def _square(photograph: np.ndarray, smallest: int, largest: int, rng: np.random.Generator) -> np.ndarray:
+def square_crop(photograph: np.ndarray, smallest: int, largest: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square part of a photograph."""
     side = int(rng.integers(smallest, largest + 1))
     top = int(rng.integers(photograph.shape[0] - side + 1))
     left = int(rng.integers(photograph.shape[1] - side + 1))
@@ -235,7 +236,7 @@ def _place_clutter(canvas: _Canvas, material: Material, rng: np.random.Generator
     if rng.random() < 0.5:
         height, width = (int(side) for side in rng.integers(size // 16, size // 6, 2))
         photograph = material.photographs[rng.integers(len(material.photographs))]
-        scrap = Image.fromarray(_square(photograph, 24, 96, rng)).resize((width, height), Image.Resampling.BILINEAR)
+        scrap = Image.fromarray(square_crop(photograph, 24, 96, rng)).resize((width, height), Image.Resampling.BILINEAR)
         colour = np.asarray(scrap, dtype=np.float32)
         alpha = np.ones((height, width), dtype=np.float32)
     else:
