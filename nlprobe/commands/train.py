@@ -19,6 +19,7 @@ from nlprobe.commands.options import (
     seed_option,
     workers_option,
 )
+from nlprobe.commands.pretrained import Start, WeightsType, fetch, found
 from nlprobe.commands.report import result, say, wrote
 from nlprobe.commands.training_curves import TensorBoard, TrainingCurves
 from nlprobe.commands.training_plan import batch, plan
@@ -67,10 +68,13 @@ _TAKEN_OVER = (
 @click.option("--amp", type=click.Choice(tuple(AMP)), help="Mixed precision; fp16 with scaled gradients.")
 @click.option(
     "--pretrained",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Begin with the weights in this file, such as torchvision's; the last layer and inserted blocks begin anew.",
+    type=WeightsType(),
+    metavar="FILE | torchvision:NAME | timm:NAME",
+    help="Begin with these weights; the last layer and inserted blocks begin anew. A name, such as "
+    "torchvision:resnet50 or torchvision:ResNet50_Weights.IMAGENET1K_V1, is looked up in the library's cache, and "
+    "fetched if it is not there: the one use of the network.",
 )
-@click.option("--pretrained-classifier", is_flag=True, help="Take the last layer from that file, too.")
+@click.option("--pretrained-classifier", is_flag=True, help="Take the last layer from them, too.")
 @click.option(
     "--set",
     "overrides",
@@ -130,7 +134,7 @@ def _train(
     """Train, in one of several processes."""
     if not resume and not dry_run:
         processes.first(lambda: _refuse_run(out, force=force))
-    started = _begin(ctx, processes, out, resume=resume)
+    started = _begin(ctx, processes, out, resume=resume, dry_run=dry_run)
     engine = started.engine
     if dry_run:
         if processes.leads:
@@ -159,13 +163,30 @@ def _train(
         result(_best(engine, out).render(format))
 
 
-def _begin(ctx: click.Context, processes: Processes, out: Path, *, resume: bool) -> "_Start":
+def _begin(ctx: click.Context, processes: Processes, out: Path, *, resume: bool, dry_run: bool) -> "_Start":
     """Make the run in every process; process 0 reads the state for all."""
     state = processes.first(lambda: load_state(out) if resume else None)
     if state:
         _take_over(ctx, state["settings"]["flags"])
     device = _device(ctx.params["device"], processes)
-    return processes.together(lambda: _Start.of(ctx, processes, device, out, state))
+    asked = processes.together(lambda: _run(ctx, processes))
+    if asked.weights.missing and not dry_run:
+        processes.together(lambda: fetch(ctx.params["pretrained"], processes))
+        asked = asked.with_weights(found(ctx.params["pretrained"], asked.run.recipe.preprocessing))
+    return processes.together(lambda: _Start.of(ctx, processes, device, out, state, asked))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the flags mean: the run, the learning rate before it was scaled, and the weights to begin with."""
+
+    run: Run
+    own_rate: float
+    weights: Start
+
+    def with_weights(self, weights: Start) -> "_Asked":
+        """The same with other weights."""
+        return replace(self, run=replace(self.run, pretrained=weights.file), weights=weights)
 
 
 @dataclass(frozen=True)
@@ -177,17 +198,23 @@ class _Start:
     shown: TrainingProgress
     curves: TrainingCurves
     unreadable: "_Unreadable"
-    own_rate: float
+    asked: _Asked
     out: Path
     changed: dict[str, tuple[Any, Any]]
 
     @classmethod
     def of(
-        cls, ctx: click.Context, processes: Processes, device: torch.device, out: Path, state: dict[str, Any] | None
+        cls,
+        ctx: click.Context,
+        processes: Processes,
+        device: torch.device,
+        out: Path,
+        state: dict[str, Any] | None,
+        asked: _Asked,
     ) -> "_Start":
-        """Make the run that the flags mean, and go to where `state` was taken."""
+        """Make the run that was asked for, and go to where `state` was taken."""
         flags = ctx.params
-        run, own_rate = _run(ctx, processes)
+        run = asked.run
         resolved = {**run.settings(), "processes": processes.count}
         progress = state["progress"] if state else {}
         changed = differences(state["settings"]["resolved"], resolved) if state else {}
@@ -203,7 +230,7 @@ class _Start:
         )
         if state:
             engine.load_state(state)
-        return cls(run, engine, shown, curves, unreadable, own_rate, out, changed)
+        return cls(run, engine, shown, curves, unreadable, asked, out, changed)
 
     def attach_tensorboard(self, wanted: bool) -> None:
         """Let TensorBoard look on too, in the process that writes."""
@@ -214,7 +241,11 @@ class _Start:
 
     def plan(self) -> str:
         """The run in a few lines."""
-        return plan(self.run, self.engine.device, self.out, self.engine.processes, self.own_rate)
+        text = plan(self.run, self.engine.device, self.out, self.engine.processes, self.asked.own_rate)
+        weights = self.asked.weights
+        if weights.missing is None:
+            return text
+        return f"{text}\npretrained: {weights.name}, not looked into: to be fetched from {weights.missing}"
 
     def going_on(self) -> list[str]:
         """Which settings differ from before, and where the run goes on."""
@@ -276,8 +307,8 @@ def _flags(ctx: click.Context) -> dict[str, Any]:
     return {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in flags.items()}
 
 
-def _run(ctx: click.Context, processes: Processes) -> tuple[Run, float]:
-    """What the flags mean, and the learning rate before it was scaled.
+def _run(ctx: click.Context, processes: Processes) -> _Asked:
+    """What the flags mean.
 
     Raises:
         ConfigError: no model or data; an unknown name; flags that exclude each other.
@@ -304,8 +335,10 @@ def _run(ctx: click.Context, processes: Processes) -> tuple[Run, float]:
         validation = open_dataset(flags["data"], "val")
     classes = len(training.classes or ())
     config = replace(chosen.config, classes=classes) if classes else chosen.config
-    begin = (flags["pretrained"], flags["pretrained_classifier"])
-    return Run(chosen.name, config, settings, training, validation, flags["seed"], *begin), own_rate
+    weights = found(flags["pretrained"], settings.preprocessing)
+    begin = (weights.file, flags["pretrained_classifier"], weights.name)
+    asked = Run(chosen.name, config, settings, training, validation, flags["seed"], *begin)
+    return _Asked(asked, own_rate, weights)
 
 
 def _recipe(name: str, flags: dict[str, Any], processes: Processes) -> tuple[Recipe, float]:

@@ -72,7 +72,8 @@ def _optimiser(recipe: Recipe) -> str:
 
 
 def _pretrained(run: Run) -> str:
-    return f"{run.pretrained}, {'with its classifier' if run.classifier else 'without its classifier'}"
+    name = f"{run.source} in " if run.source else ""
+    return f"{name}{run.pretrained}, {'with its classifier' if run.classifier else 'without its classifier'}"
 
 
 def _frozen(recipe: Recipe) -> str:

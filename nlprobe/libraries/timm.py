@@ -29,7 +29,7 @@ def timm_network(name: str, weights: Path | None = None, seed: int = 0) -> Netwo
         CheckpointError: the weights do not fit.
     """
     timm = required("timm", "timm", f"`timm:{name}`")
-    _refuse_unknown(timm, name)
+    refuse_unknown(timm, name)
     build = partial(_build, timm, name)
     model = drawn(build, seed)
     loaded = load_weights(model, weights) if weights else None
@@ -50,7 +50,8 @@ def _build(timm: Any, name: str) -> nn.Module:
     return model
 
 
-def _refuse_unknown(timm: Any, name: str) -> None:
+def refuse_unknown(timm: Any, name: str) -> None:
+    """Raise a ConfigError, with close matches, where timm has no network or no weights of that name."""
     plain, _, tag = name.partition(".")
     if not timm.is_model(plain):
         close = did_you_mean(plain, timm.list_models(), otherwise="`timm.list_models()` lists them")

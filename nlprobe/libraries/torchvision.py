@@ -32,7 +32,7 @@ def torchvision_network(name: str, weights: Path | None = None, seed: int = 0) -
         CheckpointError: the weights do not fit.
     """
     plain, _, tag = name.partition(".")
-    described = _described_weights(plain, tag)
+    described = described_weights(plain, tag)
     build = partial(_build, plain, described if tag else None)
     model = drawn(build, seed)
     loaded = load_weights(model, weights) if weights else None
@@ -49,7 +49,7 @@ def torchvision_network(name: str, weights: Path | None = None, seed: int = 0) -
     )
 
 
-def _described_weights(name: str, tag: str) -> WeightsEnum:
+def described_weights(name: str, tag: str) -> WeightsEnum:
     """The member of torchvision's enumeration of weights that tells the transforms; it fetches nothing."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:

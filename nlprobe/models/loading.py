@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nlprobe.errors import CheckpointError
+from nlprobe.models.layouts import our_names, stem_of
 from nlprobe.models.resnet import ResNet
 
 
@@ -53,8 +54,9 @@ def load_strictly(
 def load_backbone(model: ResNet, weights: Path | str | Mapping[str, Tensor], *, classifier: bool = True) -> None:
     """Copy published ImageNet weights into a network that may hold inserted blocks, which keep their initialisation.
 
-    Only the inserted blocks' names may be missing; the names are torchvision's. Weights from before torch 0.4.1 lack
-    the batch counters of the norms, which then start at zero.
+    Only the inserted blocks' names may be missing; the layouts that are known stand in `layouts.py`. Weights from
+    before torch 0.4.1 lack the batch counters of the norms, which then start at zero. Output stride and dilation are
+    not in the weights.
 
     Args:
         model: What is filled.
@@ -62,10 +64,16 @@ def load_backbone(model: ResNet, weights: Path | str | Mapping[str, Tensor], *, 
         classifier: Copy the last layer too; without it, it keeps its initialisation and may have other classes.
 
     Raises:
-        CheckpointError: the file is missing or not a state dict, or the weights do not fit the network.
+        CheckpointError: the file is missing or not a state dict, its layout is not known, or the weights do not fit
+            the network.
     """
     source = "the state dict" if isinstance(weights, Mapping) else f"`{weights}`"
-    tensors = dict(weights) if isinstance(weights, Mapping) else _read_state_dict(Path(weights))
+    tensors = our_names(weights if isinstance(weights, Mapping) else _read_state_dict(Path(weights)), source)
+    if (stem := stem_of(tensors)) != model.config.stem:
+        raise CheckpointError(
+            f"{source} has a {stem} stem, the network a {model.config.stem} one",
+            f"set `stem` of the network's configuration to `{stem}`, or take other weights",
+        )
     inserted = tuple(site.replace(":", ".") + "." for site in model.sites())
     kept = inserted if classifier else (*inserted, "fc.")
     if not classifier:

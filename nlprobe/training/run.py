@@ -40,6 +40,7 @@ class Run:
         pretrained: A file of weights to begin with; the inserted blocks, and without `classifier` the last layer, begin
             as the seed draws them.
         classifier: Take the last layer from that file as well.
+        source: The name of those weights, if they were asked for by name.
 
     Raises:
         DataError: the data sets are none that the recipe's task can be learnt from.
@@ -53,6 +54,7 @@ class Run:
     seed: int = 0
     pretrained: Path | None = None
     classifier: bool = False
+    source: str | None = None
 
     def __post_init__(self) -> None:
         self.task.check(self.training, self.validation, self.recipe.batch_size)
@@ -80,12 +82,13 @@ class Run:
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """Name and fingerprint of the pretrained weights; both None without."""
+        """Name, file and fingerprint of the pretrained weights; all None without."""
         if self.pretrained is None:
-            return {"file": None, "sha256": None, "classifier": False}
+            return {"source": None, "file": None, "sha256": None, "classifier": False}
         with self.pretrained.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"file": self.pretrained.name, "sha256": digest, "classifier": self.classifier}
+        named = {"source": self.source, "file": self.pretrained.name}
+        return {**named, "sha256": digest, "classifier": self.classifier}
 
     def settings(self) -> dict[str, Any]:
         """Everything the result follows from, with keys such as `recipe.optimiser.momentum`."""

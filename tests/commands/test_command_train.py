@@ -256,6 +256,40 @@ def test_a_run_from_pretrained_weights_goes_on_and_replays(data: Path, tmp_path:
     assert "give --pretrained" in capsys.readouterr().err
 
 
+def test_published_weights_come_from_the_cache_by_name(data: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    named = ("--pretrained", "torchvision:resnet50")
+    text = plan(data, capsys, *named)
+    address = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+    whole = "torchvision:ResNet50_Weights.IMAGENET1K_V2"
+    assert f"pretrained: {whole}, not looked into: to be fetched from {address}" in text
+    assert train(data, tmp_path / "run", *named) == 4
+    words = capsys.readouterr().err
+    assert f"fetching {address}" in words
+    assert f"cannot be fetched: no network\nhint: fetch {address} by hand and give the file" in words
+    assert not (tmp_path / "run").exists()
+
+    config = replace(entry(MODEL).config, insertions=(), classes=1000)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(build(config, seed=5).state_dict(), tmp_path / "checkpoints" / "resnet50-11ad3fa6.pth")
+    assert train(data, tmp_path / "run", *named) == 0
+    assert f"pretrained: {whole} in {tmp_path}" in capsys.readouterr().err
+    origin = read_checkpoint(tmp_path / "run").metadata["pretrained"]
+    assert (origin["source"], origin["file"]) == (whole, "resnet50-11ad3fa6.pth")
+    assert run(["train", "--resume", "--out", str(tmp_path / "run"), "--epochs", "3"]) == 0
+    assert run(["train", "--config", str(tmp_path / "run" / "run.toml"), "--out", str(tmp_path / "again")]) == 0
+
+
+def test_weights_for_pictures_of_other_colours_are_refused(data: Path, tmp_path: Path, capsys) -> None:
+    mean = [0.48145466, 0.4578275, 0.40821073]
+    assert train(data, tmp_path / "run", "--pretrained", "timm:resnet50_clip.openai") == 2
+    assert f'give --set "preprocessing.mean={mean}"' in capsys.readouterr().err
+
+
 def test_resume_says_that_the_number_of_processes_differs(data: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
     assert train(data, out) == 0
