@@ -1,20 +1,28 @@
 """Blocks from their configuration, as it stands in a checkpoint or a file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import nn
 
 from nlprobe.blocks.context import ContextBlock, ContextConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
-from nlprobe.blocks.settings import unknown
+from nlprobe.blocks.settings import BlockConfig, unknown
 from nlprobe.errors import ConfigError
 
-CONFIGS: dict[str, type[NonLocalConfig] | type[ContextConfig]] = {
-    NonLocalConfig.block: NonLocalConfig,
-    ContextConfig.block: ContextConfig,
+Make = Callable[[int, int, Any], nn.Module]
+"""From channels, spatial dimensions and settings to a block."""
+
+_BLOCKS: dict[str, tuple[type[BlockConfig], Make]] = {
+    NonLocalConfig.block: (NonLocalConfig, NonLocal),
+    ContextConfig.block: (ContextConfig, lambda channels, dimension, config: ContextBlock(channels, config)),
 }
 
+CONFIGS: dict[str, type[BlockConfig]] = {name: config for name, (config, _) in _BLOCKS.items()}
+"""The class of settings by the name of the block; each block takes one feature map and gives one of the same shape."""
 
-def block_config(settings: Mapping[str, Any]) -> NonLocalConfig | ContextConfig:
+
+def block_config(settings: Mapping[str, Any]) -> BlockConfig:
     """The configuration that `as_dict` wrote; which block it is for stands under `block`.
 
     Raises:
@@ -27,28 +35,23 @@ def block_config(settings: Mapping[str, Any]) -> NonLocalConfig | ContextConfig:
     return CONFIGS[settings["block"]].from_dict(settings)
 
 
-def build_block(
-    kind: str, channels: int, dimension: int, config: NonLocalConfig | ContextConfig | Mapping[str, Any]
-) -> NonLocal | ContextBlock:
+def build_block(kind: str, channels: int, dimension: int, config: BlockConfig | Mapping[str, Any]) -> nn.Module:
     """A new block.
 
     Args:
-        kind: "non_local" or "context".
+        kind: The block's name, such as "non_local" or "context".
         channels: C of the feature map.
-        dimension: Its spatial dimensions; a context block takes any.
+        dimension: Its spatial dimensions; some blocks take any.
         config: The block's settings, as its configuration class or as `as_dict` writes them.
 
     Raises:
-        ConfigError: an unknown kind, or settings of another kind.
+        ConfigError: an unknown kind, settings of another kind, or a map of other dimensions than the block takes.
     """
-    if kind not in CONFIGS:
-        raise unknown("block", kind, CONFIGS)
+    if kind not in _BLOCKS:
+        raise unknown("block", kind, _BLOCKS)
+    known, make = _BLOCKS[kind]
     if isinstance(config, Mapping):
-        config = CONFIGS[kind].from_dict(config)
+        config = known.from_dict(config)
     if config.block != kind:
-        raise ConfigError(
-            f"settings of the block `{config.block}` given for `{kind}`", f"pass a {CONFIGS[kind].__name__}"
-        )
-    if isinstance(config, NonLocalConfig):
-        return NonLocal(channels, dimension, config)
-    return ContextBlock(channels, config)
+        raise ConfigError(f"settings of the block `{config.block}` given for `{kind}`", f"pass a {known.__name__}")
+    return make(channels, dimension, config)

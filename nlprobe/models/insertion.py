@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nlprobe.blocks import PLACES, ContextConfig, NonLocalConfig, block_config
-from nlprobe.blocks.settings import unknown
+from nlprobe.blocks import PLACES, block_config
+from nlprobe.blocks.settings import BlockConfig, unknown
 from nlprobe.errors import ConfigError
 
 STAGES = ("c2", "c3", "c4", "c5")
-
-InsertedBlock = NonLocalConfig | ContextConfig
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,16 @@ class Insertion:
         ConfigError: a stage, place or index list that is not one of these.
     """
 
-    block: InsertedBlock
+    block: BlockConfig
     stage: str
     blocks: str | tuple[int, ...] = "all"
     place: str = "after_1x1"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.block, InsertedBlock):
+        if not isinstance(self.block, BlockConfig):
             raise ConfigError(
-                f"`block` must be a NonLocalConfig or a ContextConfig, not `{type(self.block).__name__}`",
+                f"`block` must be the configuration of a block, such as a NonLocalConfig, not "
+                f"`{type(self.block).__name__}`",
                 "for settings read from JSON use Insertion.from_dict",
             )
         for what, value, known in (("stage", self.stage, STAGES), ("place", self.place, PLACES)):

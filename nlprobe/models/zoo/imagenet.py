@@ -13,8 +13,9 @@ classes. There c4 has 8x8 positions, and pooling would leave 16 keys to compare,
 from dataclasses import dataclass, replace
 
 from nlprobe.blocks import ContextConfig, NonLocalConfig
+from nlprobe.blocks.settings import BlockConfig
 from nlprobe.models.config import ARCHITECTURES, ResNetConfig
-from nlprobe.models.insertion import InsertedBlock, Insertion
+from nlprobe.models.insertion import Insertion
 from nlprobe.models.zoo.entry import ModelEntry
 from nlprobe.models.zoo.paper import paper_row
 
@@ -34,11 +35,11 @@ class _Variant:
     insertions: tuple[Insertion, ...] = ()
 
 
-def _one(block: InsertedBlock, stage: str = "c4") -> tuple[Insertion, ...]:
+def _one(block: BlockConfig, stage: str = "c4") -> tuple[Insertion, ...]:
     return (Insertion(block, stage, blocks=(-2,), place="after_add"),)
 
 
-def _everywhere(block: InsertedBlock) -> tuple[Insertion, ...]:
+def _everywhere(block: BlockConfig) -> tuple[Insertion, ...]:
     return tuple(Insertion(block, stage, blocks="all", place="after_1x1") for stage in ("c3", "c4", "c5"))
 
 
