@@ -14,13 +14,12 @@ from nlprobe.commands.options import format_option
 from nlprobe.commands.report import result
 from nlprobe.errors import ConfigError
 from nlprobe.models import Costs, ModelEntry, PaperRow, build, count_costs, differing_cells, rows
-from nlprobe.models.costs import GIBI, MEGA
+from nlprobe.models.costs import GIGA, MEGA, paper_count
 from nlprobe.suggestions import did_you_mean
 from nlprobe.tables import Column, Table
 
 Listed = tuple[ModelEntry, PaperRow | None]
 
-GIGA = 10**9
 COLUMNS = (
     Column("name"),
     Column("task", show="data"),
@@ -100,6 +99,7 @@ def _count(entries: list[ModelEntry]) -> dict[str, Costs]:
 
 def _record(entry: ModelEntry, row: PaperRow | None, costs: Costs) -> dict[str, Any]:
     cells = row.cells if row else {}
+    counted, unit = paper_count(costs, segmentation=entry.task == "segmentation")
     return {
         "name": entry.name,
         "task": entry.task,
@@ -109,7 +109,8 @@ def _record(entry: ModelEntry, row: PaperRow | None, costs: Costs) -> dict[str, 
         "macs": costs.macs,
         "paper_params": float(cells["params"]) if "params" in cells else None,
         "paper_flops": float(cells["flops"]) if "flops" in cells else None,
-        "paper_counter": costs.paper_counter,
+        "paper_counter": counted,
+        "paper_giga": unit,
         "differs": differing_cells(costs, row) if row else [],
         "paper_cells": cells,
         "not_counted": costs.not_counted,
@@ -132,7 +133,7 @@ def _table(chosen: list[Listed], costs: dict[str, Costs]) -> Table:
         printed = (
             record["params"] / MEGA,
             record["macs"] / GIGA,
-            record["paper_counter"] / GIBI,
+            record["paper_counter"] / record["paper_giga"],
             _paper_cell(record, "params"),
             _paper_cell(record, "flops"),
         )
@@ -164,7 +165,7 @@ def _notes(chosen: list[Listed], costs: dict[str, Costs]) -> list[str]:
         f"Counted for one image: {inputs}.",
         "MACs: multiply-accumulates, of a non-local block as its formula is written out. "
         f"Not counted: {', '.join(uncounted)}.",
-        "counter: operations as the paper's FLOPs count them; their G is 2^30.",
+        "counter: operations as the paper's FLOPs count them; their G is 2^30, and 10^9 in Tables 12 and 13.",
     ]
     if any(row and differing_cells(costs[entry.name], row) for entry, row in chosen):
         notes.append("*: our count does not round to the printed cell.")

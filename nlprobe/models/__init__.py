@@ -1,23 +1,29 @@
 """Backbones, the models of the paper by name, and what they cost."""
 
-from nlprobe.models.build import build, config_from_dict
+from nlprobe.models.build import Config, Network, build, config_from_dict, trunk_of
 from nlprobe.models.config import ARCHITECTURES, ResNetConfig
 from nlprobe.models.costs import Costs, count_costs, differing_cells
 from nlprobe.models.insertion import Insertion
 from nlprobe.models.loading import load_backbone, load_strictly
 from nlprobe.models.resnet import BasicBlock, Bottleneck, ResNet
+from nlprobe.models.segmentation import SegmentationNetwork
+from nlprobe.models.segmentation_config import SegmentationConfig
 from nlprobe.models.zoo import ModelEntry, PaperRow, entry, names, paper_distances, rows
 
 __all__ = [
     "ARCHITECTURES",
     "BasicBlock",
     "Bottleneck",
+    "Config",
     "Costs",
     "Insertion",
     "ModelEntry",
+    "Network",
     "PaperRow",
     "ResNet",
     "ResNetConfig",
+    "SegmentationConfig",
+    "SegmentationNetwork",
     "build",
     "config_from_dict",
     "count_costs",
@@ -28,4 +34,5 @@ __all__ = [
     "names",
     "paper_distances",
     "rows",
+    "trunk_of",
 ]

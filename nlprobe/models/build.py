@@ -8,12 +8,20 @@ import torch
 from nlprobe.blocks.settings import unknown
 from nlprobe.models.config import ResNetConfig
 from nlprobe.models.resnet import ResNet
+from nlprobe.models.segmentation import SegmentationNetwork
+from nlprobe.models.segmentation_config import SegmentationConfig
 from nlprobe.models.zoo import entry
 
-ARCHITECTURE_CLASSES = {"resnet": (ResNetConfig, ResNet)}
+Config = ResNetConfig | SegmentationConfig
+Network = ResNet | SegmentationNetwork
+
+ARCHITECTURE_CLASSES: dict[str, tuple[Any, Any]] = {
+    "resnet": (ResNetConfig, ResNet),
+    "segmentation": (SegmentationConfig, SegmentationNetwork),
+}
 
 
-def config_from_dict(settings: Mapping[str, Any]) -> ResNetConfig:
+def config_from_dict(settings: Mapping[str, Any]) -> Config:
     """The configuration that its `as_dict` described; `architecture` chooses the class.
 
     Raises:
@@ -22,10 +30,11 @@ def config_from_dict(settings: Mapping[str, Any]) -> ResNetConfig:
     architecture = settings.get("architecture")
     if architecture not in ARCHITECTURE_CLASSES:
         raise unknown("architecture", architecture, ARCHITECTURE_CLASSES)
-    return ARCHITECTURE_CLASSES[architecture][0].from_dict(settings)
+    config: Config = ARCHITECTURE_CLASSES[architecture][0].from_dict(settings)
+    return config
 
 
-def build(model: str | ResNetConfig, *, seed: int | None = None) -> ResNet:
+def build(model: str | Config, *, seed: int | None = None) -> Network:
     """A network with freshly drawn weights, in training mode.
 
     Args:
@@ -37,9 +46,14 @@ def build(model: str | ResNetConfig, *, seed: int | None = None) -> ResNet:
         ConfigError: an unknown name, with close matches.
     """
     config = entry(model).config if isinstance(model, str) else model
-    network = next(cls for configuration, cls in ARCHITECTURE_CLASSES.values() if isinstance(config, configuration))
-    if seed is None:
-        return network(config)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return network(config)
+    make = next(cls for configuration, cls in ARCHITECTURE_CLASSES.values() if isinstance(config, configuration))
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        network: Network = make(config)
+        return network
+
+
+def trunk_of(network: Network) -> ResNet:
+    """The residual network inside, which is what pretrained weights are of."""
+    return network if isinstance(network, ResNet) else network.backbone

@@ -50,7 +50,7 @@ class ResNetConfig:
         dilate_first: Whether the convolution that had the stride is dilated as the rest of its stage is. Without, it
             keeps the dilation of the stage before it, as in torchvision, timm, and the scene-parsing project; CCNet
             dilates it. The weights fit both.
-        classes: Outputs of the classifier.
+        classes: Outputs of the classifier; 0 for a trunk without one, of which `features` is used.
         zero_init_residual: Start the last norm of every residual branch at zero.
         insertions: Attention blocks, and where they stand.
 
@@ -82,9 +82,11 @@ class ResNetConfig:
         if len(self.layers) != len(STAGES) or not all(type(count) is int for count in self.layers):
             raise ConfigError(f"`layers={self.layers}` does not name four stages", "give four whole numbers, c2 to c5")
         numbers = {"layers": min(self.layers), "groups": self.groups, "base_width": self.base_width}
-        for name, number in {**numbers, "width": self.width, "classes": self.classes}.items():
+        for name, number in {**numbers, "width": self.width}.items():
             if number < 1:
                 raise ConfigError(f"`{name}` is {number}", "use 1 or more")
+        if self.classes < 0:
+            raise ConfigError(f"`classes` is {self.classes}", "use 1 or more, or 0 for a trunk without classifier")
         if self.block == "basic" and (self.groups != 1 or self.base_width != 64):
             raise ConfigError(
                 f"a basic block has no groups: `groups={self.groups}`, `base_width={self.base_width}`",

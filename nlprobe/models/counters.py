@@ -1,6 +1,6 @@
-"""What one call of a module costs, by two counters: true multiply-accumulates, and the one behind the paper's tables.
+"""What one call of a module costs: true multiply-accumulates, and the two counters behind the paper's tables.
 
-Both count the written-out formula of a non-local block, with its two products of queries by keys, whatever the block
+All count the written-out formula of a non-local block, with its two products of queries by keys, whatever the block
 really computes. The 1x1 convolutions of attention blocks are linear layers on rows here, and are counted as the
 convolutions that they stand for.
 """
@@ -8,8 +8,9 @@ convolutions that they stand for.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.utils import _pair
 
 from nlprobe.blocks import ContextBlock, NonLocal, PairwiseAttention
@@ -21,14 +22,14 @@ class Call:
 
     Args:
         module: The module.
-        inputs: Its tensor arguments.
-        output: What it returned.
+        inputs: Its arguments; tensors, where the module's class has a rule.
+        output: What it returned; one tensor, where the module's class has a rule.
         in_block: Whether it is part of an attention block.
     """
 
     module: nn.Module
-    inputs: tuple[Tensor, ...]
-    output: Tensor
+    inputs: tuple[Any, ...]
+    output: Any
     in_block: bool
 
 
@@ -85,10 +86,15 @@ def _paper_convolution(call: Call) -> int:
     return call.output.numel() * (_convolution_taps(call.module) + bias)
 
 
+def _biased_linear(call: Call) -> int:
+    assert isinstance(call.module, nn.Linear)
+    return call.output.numel() * (call.module.in_features + int(call.module.bias is not None))
+
+
 def _paper_linear(call: Call) -> int:
     assert isinstance(call.module, nn.Linear)
     if call.in_block:
-        return call.output.numel() * (call.module.in_features + int(call.module.bias is not None))
+        return _biased_linear(call)
     return call.output.numel() * (2 * call.module.in_features - 1)
 
 
@@ -135,6 +141,33 @@ PAPER_COUNTER: Counter = {
 Multiply-accumulates and biases of convolutions, 4 for each output of a batch norm, 1 of a ReLU, the taps of a max-pool,
 one more than the taps of an average pool, 2 in - 1 of a linear layer, and products as they are; a softmax, layer norm,
 sigmoid, sum or scale costs nothing.
+"""
+
+
+def _segmentation_context(call: Call) -> int:
+    assert isinstance(call.module, ContextBlock)
+    return call.inputs[0].numel() if call.module.mask is None else 0
+
+
+SEGMENTATION_COUNTER: Counter = {
+    nn.Conv1d: _paper_convolution,
+    nn.Conv2d: _paper_convolution,
+    nn.Conv3d: _paper_convolution,
+    nn.Linear: _biased_linear,
+    nn.BatchNorm1d: lambda call: 2 * call.output.numel(),
+    nn.BatchNorm2d: lambda call: 2 * call.output.numel(),
+    nn.BatchNorm3d: lambda call: 2 * call.output.numel(),
+    nn.ReLU: lambda call: call.output.numel(),
+    nn.MaxPool2d: lambda call: call.inputs[0].numel(),
+    nn.AdaptiveAvgPool2d: lambda call: call.inputs[0].numel(),
+    PairwiseAttention: _pairwise,
+    NonLocal: _nothing,
+    ContextBlock: _segmentation_context,
+}
+"""The counter that gives the "FLOPs (G)" of Tables 12 and 13, where a G is 10^9.
+
+Multiply-accumulates and biases of convolutions, 2 for each output of a batch norm, 1 of a ReLU, 1 for each input of a
+pool, and the products of blocks that compare positions, but not the product of a GC block's map with the features.
 """
 
 WITHOUT_MACS: tuple[type[nn.Module], ...] = (

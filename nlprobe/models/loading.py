@@ -61,7 +61,8 @@ def load_backbone(model: ResNet, weights: Path | str | Mapping[str, Tensor], *, 
     Args:
         model: What is filled.
         weights: A state dict, or the file of one: `.pth` (read with `weights_only=True`) or `.safetensors`.
-        classifier: Copy the last layer too; without it, it keeps its initialisation and may have other classes.
+        classifier: Copy the last layer too, where the network has one; without it, it keeps its initialisation and may
+            have other classes.
 
     Raises:
         CheckpointError: the file is missing or not a state dict, its layout is not known, or the weights do not fit
@@ -76,7 +77,7 @@ def load_backbone(model: ResNet, weights: Path | str | Mapping[str, Tensor], *, 
         )
     inserted = tuple(site.replace(":", ".") + "." for site in model.sites())
     kept = inserted if classifier else (*inserted, "fc.")
-    if not classifier:
+    if not classifier or model.fc is None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
     load_strictly(model, tensors, source, lambda name: name.startswith(kept) or name.endswith(".num_batches_tracked"))
 

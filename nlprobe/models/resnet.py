@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nlprobe.blocks import build_block
+from nlprobe.errors import ConfigError
 from nlprobe.models.config import LAYERS, ResNetConfig, Sampling
 from nlprobe.models.insertion import STAGES
 
@@ -106,7 +107,7 @@ RESIDUAL_BLOCKS: dict[str, type[BasicBlock] | type[Bottleneck]] = {"basic": Basi
 
 
 class ResNet(nn.Module):
-    """A residual network for classification.
+    """A residual network for classification, or the trunk of one for something else.
 
     Parameter names and initialisation are torchvision's: from one seed both give the same weights. A deep stem has the
     scene-parsing project's names, conv1 and bn1 to conv3 and bn3 beside the stages. The trunk is initialised first and
@@ -137,8 +138,8 @@ class ResNet(nn.Module):
         self.layer2 = _stage(config, "c3")
         self.layer3 = _stage(config, "c4")
         self.layer4 = _stage(config, "c5")
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(config.channels("c5"), config.classes)
+        self.avgpool = nn.AdaptiveAvgPool2d(1) if config.classes else None
+        self.fc = nn.Linear(config.channels("c5"), config.classes) if config.classes else None
         self._initialise()
         for insertion in config.insertions:
             for index in config.indices(insertion):
@@ -147,11 +148,22 @@ class ResNet(nn.Module):
                 setattr(self.get_submodule(f"{LAYERS[insertion.stage]}.{index}"), insertion.place, block)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
-        """Class logits of normalised images; any height and width from 32 up, better from 64 up."""
+        """Class logits of normalised images; any height and width from 32 up, better from 64 up.
+
+        Raises:
+            ConfigError: the network is a trunk without classifier.
+        """
+        if self.avgpool is None or self.fc is None:
+            raise ConfigError("the network is a trunk without classifier", "use its `features`, or give it `classes`")
+        return self.fc(self.avgpool(self.features(images)["c5"]).flatten(1))
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> dict[str, Tensor]:
+        """The feature maps of c2 to c5; the last is (B, C, H/output_stride, W/output_stride), lengths rounded up."""
         x = self.stem(images)
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)  # the last: (B, C, H/output_stride, W/output_stride)
-        return self.fc(self.avgpool(x).flatten(1))
+        found = {}
+        for stage in STAGES:
+            found[stage] = x = self.get_submodule(LAYERS[stage])(x)
+        return found
 
     def stem(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h_out w_out"]:
         """What c2 gets: (B, `config.stem_channels()`, H/4, W/4), each length rounded up."""

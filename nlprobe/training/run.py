@@ -13,7 +13,7 @@ from nlprobe.checkpoints import fingerprint
 from nlprobe.data import Batches, ImageDataset, data_fingerprint
 from nlprobe.data.loading import Report, Share
 from nlprobe.errors import ConfigError
-from nlprobe.models import ResNet, ResNetConfig, build, load_backbone
+from nlprobe.models import Config, Network, build, load_backbone, trunk_of
 from nlprobe.training.engine import Engine, Observer
 from nlprobe.training.processes import ALONE, Processes
 from nlprobe.training.recipes import Recipe, flatten
@@ -47,7 +47,7 @@ class Run:
     """
 
     model: str | None
-    config: ResNetConfig
+    config: Config
     recipe: Recipe
     training: ImageDataset
     validation: ImageDataset
@@ -69,7 +69,7 @@ class Run:
         """Name of the training set's folder, and its fingerprint."""
         return {"root": self.training.root.resolve().name, **data_fingerprint(self.training)}
 
-    def build(self) -> ResNet:
+    def build(self) -> Network:
         """The network as it is before training.
 
         Raises:
@@ -77,7 +77,7 @@ class Run:
         """
         model = build(self.config, seed=self.seed)
         if self.pretrained is not None:
-            load_backbone(model, self.pretrained, classifier=self.classifier)
+            load_backbone(trunk_of(model), self.pretrained, classifier=self.classifier)
         return model
 
     @cached_property

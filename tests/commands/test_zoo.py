@@ -73,7 +73,7 @@ def test_papers_take_it_as_latex_and_markdown(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--table", "7"], "it has those of 1, 2, 3, 8a, 8b"),
+        (["--table", "7"], "it has those of 1, 2, 3, 4, 8a, 8b"),
         (["--task", "clasification"], "did you mean `classification`?"),
         (["resnet50-gcc"], "`imagenet/resnet50-gc`"),
     ],

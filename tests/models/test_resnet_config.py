@@ -34,7 +34,7 @@ def test_a_misspelt_setting_is_an_error_with_the_close_match() -> None:
     [
         ({"layers": (3, 4, 6)}, "does not name four stages"),
         ({"layers": (3, 0, 6, 3)}, "`layers` is 0"),
-        ({"classes": 0}, "`classes` is 0"),
+        ({"classes": -1}, "`classes` is -1"),
         ({"width": -1}, "`width` is -1"),
         ({"block": "botleneck"}, "`bottleneck`"),
         ({"block": "basic", "groups": 32}, "a basic block has no groups"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nlprobe.models.config import ResNetConfig
+from nlprobe.models.segmentation_config import SegmentationConfig
 from nlprobe.models.zoo.paper import PaperRow
 
 
@@ -12,7 +13,7 @@ class ModelEntry:
 
     Args:
         name: `<data set>/<network>`, such as `imagenet/resnet50-nl`.
-        task: `classification`; the task that trains and scores it.
+        task: `classification` or `segmentation`; the task that trains and scores it.
         summary: What it is, in a line.
         config: What `models.build` makes it from.
         recipe: Name of the recipe that trains it.
@@ -24,7 +25,7 @@ class ModelEntry:
     name: str
     task: str
     summary: str
-    config: ResNetConfig
+    config: ResNetConfig | SegmentationConfig
     recipe: str
     input_shape: tuple[int, ...]
     paper: tuple[PaperRow, ...] = ()

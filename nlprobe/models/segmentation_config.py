@@ -1,0 +1,120 @@
+"""The numbers that make a network for semantic segmentation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from nlprobe.blocks import block_config
+from nlprobe.blocks.settings import BlockConfig, unknown
+from nlprobe.errors import ConfigError
+from nlprobe.models.config import ResNetConfig
+
+DILATED = ResNetConfig(stem="deep", output_stride=8, dilate_first=True, classes=0)
+
+HEADS = ("fcn", "dual_attention", "asymmetric")
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """A residual network with a head that gives every pixel a class (section 5.4).
+
+    Args:
+        backbone: The trunk; its `classes` are 0, as it has no classifier of its own.
+        head: `fcn` (3x3, context operator, 3x3, concatenation with c5, 3x3, classifier), `dual_attention` (DANet) or
+            `asymmetric` (ANN).
+        context: The operator in the `fcn` head; None for the plain one.
+        channels: Width of the head; 512 in the paper.
+        concatenate: Whether the `fcn` head lays c5 beside its result before the last 3x3.
+        auxiliary: Channels of the auxiliary head on c4; 0 for none.
+        dropout: Share of channels dropped before the classifier.
+        classes: Number of classes.
+        align_corners: Whether the first and last positions of the coarse scores lie on the first and last pixels, as in
+            the published networks for crops of 769 = 8 · 96 + 1.
+
+    Raises:
+        ConfigError: an unknown head, a number out of its range, or settings that exclude each other.
+    """
+
+    backbone: ResNetConfig = DILATED
+    head: str = "fcn"
+    context: BlockConfig | None = None
+    channels: int = 512
+    concatenate: bool = True
+    auxiliary: int = 512
+    dropout: float = 0.1
+    classes: int = 19
+    align_corners: bool = True
+
+    def __post_init__(self) -> None:
+        if self.head not in HEADS:
+            raise unknown("head of a segmentation network", self.head, HEADS)
+        if self.backbone.classes:
+            raise ConfigError(
+                f"the backbone of a segmentation network has a classifier of {self.backbone.classes} classes",
+                "set its `classes` to 0, and those of the network to what the data set has",
+            )
+        if min(self.channels, self.classes) < 1 or self.auxiliary < 0 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"segmentation network: {self.channels} channels, {self.auxiliary} in the auxiliary head, "
+                f"{self.classes} classes, dropout {self.dropout}",
+                "channels and classes are 1 or more, the auxiliary head's channels 0 or more, dropout is below 1",
+            )
+        if self.head != "fcn" and (self.context is not None or not self.concatenate):
+            raise ConfigError(
+                f"the `{self.head}` head has its own context operators and takes no others",
+                "leave `context` and `concatenate` as they are, or take the `fcn` head",
+            )
+
+    @property
+    def insertions(self) -> tuple[Any, ...]:
+        """The blocks inserted into the backbone."""
+        return self.backbone.insertions
+
+    def sites(self) -> list[str]:
+        """Every attention block by its site, in the order of the forward pass."""
+        within = [f"backbone.{site}" for site in self.backbone.sites()]
+        heads = {
+            "fcn": ["head.context"] if self.context is not None else [],
+            "dual_attention": ["head.position", "head.channel"],
+            "asymmetric": ["head.fusion", "head.context"],
+        }
+        return within + heads[self.head]
+
+    def as_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold; `architecture` says which class reads it."""
+        described = {field.name: getattr(self, field.name) for field in fields(self)}
+        described |= {
+            "backbone": self.backbone.as_dict(),
+            "context": None if self.context is None else self.context.as_dict(),
+        }
+        return {"architecture": "segmentation", **described}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "SegmentationConfig":
+        """The configuration that `as_dict` described; settings that are left out take their default.
+
+        Raises:
+            ConfigError: an unknown key, with close matches, or a value that is not understood.
+        """
+        settings = dict(settings)
+        architecture = settings.pop("architecture", "segmentation")
+        if architecture != "segmentation":
+            raise ConfigError(f"`{architecture}` is not the architecture `segmentation`", "read it with models.build")
+        defaults = {field.name: field.default for field in fields(cls)}
+        for name in settings:
+            if name not in defaults:
+                raise unknown("setting of a segmentation network", name, defaults)
+        if "backbone" in settings:
+            settings["backbone"] = ResNetConfig.from_dict(settings["backbone"])
+        if settings.get("context") is not None:
+            settings["context"] = block_config(settings["context"])
+        for name, value in settings.items():
+            if name not in ("backbone", "context") and type(value) is not type(defaults[name]):
+                raise ConfigError(
+                    f"`{name}` of a segmentation network cannot be `{value!r}`", f"default: {defaults[name]!r}"
+                )
+        return cls(**settings)
+
+    def with_insertions(self, insertions: tuple[Any, ...]) -> "SegmentationConfig":
+        """The same with other blocks in the backbone."""
+        return replace(self, backbone=replace(self.backbone, insertions=insertions))
