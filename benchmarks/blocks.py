@@ -1,7 +1,8 @@
-"""The non-local block against its written-out formula, and NL, SNL and GC by the number of positions.
+"""Blocks against their written-out formulas, and NL, SNL and GC by the number of positions.
 
 The peer is `mmcv`'s `NonLocal2d`, which builds the N x N map: same weights' shapes, C = 1024, d = 512, no
-sub-sampling, no norm, one image. The second part of the output reports the latency and the peak extra memory of the
+sub-sampling, no norm, one image. Criss-cross attention (C = 512, d = 64, two steps) is held against the masked softmax
+over all N x N pairs that defines it. The second part of the output reports the latency and the peak extra memory of the
 blocks of Table 5(a), each cell in a fresh process; it has no targets.
 """
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.pairs import Row, environment, main, seconds
-from nlprobe.blocks import ContextBlock, ContextConfig, NonLocal, NonLocalConfig
+from nlprobe.blocks import ContextBlock, ContextConfig, CrissCross, NonLocal, NonLocalConfig
 
 CHANNELS = 1024
 GRIDS = {196: (14, 14), 784: (28, 28), 4200: (50, 84), 9409: (97, 97)}
@@ -82,6 +83,43 @@ def forward_backward(instantiation: str, positions: int, ours: bool) -> None:
     block(instantiation, ours)(image(positions, True)).sum().backward()
 
 
+class MaskedSoftmax(nn.Module):
+    """Criss-cross attention by its definition, with the map in memory."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """All pairs, those that are not on a common row or column hidden."""
+        _, height, width, _ = query.shape
+        rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+        hidden = (rows[:, None] != rows) & (columns[:, None] != columns)
+        query, key, value = query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2)
+        weights = (query @ key.mT).masked_fill_(hidden, -torch.inf).softmax(-1)
+        return (weights @ value).unflatten(1, (height, width))
+
+
+@functools.cache
+def cross_block(ours: bool) -> nn.Module:
+    """The block of either side, with the same weights."""
+    torch.manual_seed(0)
+    block = CrissCross(512)
+    if not ours:
+        block.attention = MaskedSoftmax()  # type: ignore[assignment]
+    return block
+
+
+def cross_forward(ours: bool) -> None:
+    with torch.inference_mode():
+        cross_block(ours)(image(9409, False)[:, :512])
+
+
+def cross_forward_backward(ours: bool) -> None:
+    cross_block(ours)(image(9409, True)[:, :512]).sum().backward()
+
+
+def cross_row(name: str, run: Callable[[bool], None], target: float) -> Row:
+    ours, peer = functools.partial(run, True), functools.partial(run, False)
+    return Row(f"{name}, criss-cross, N = 9409", target, "faster", ours, peer)
+
+
 def row(name: str, run: Callable[[str, int, bool], None], mode: str, positions: int, target: float, kind: Any) -> Row:
     return Row(
         f"{name}, {mode.replace('_', ' ')}, N = {positions}",
@@ -101,6 +139,8 @@ ROWS = [
     row("forward + backward", forward_backward, "gaussian", 4200, 1.15, "at_most"),
     row("forward + backward", forward_backward, "dot_product", 4200, 1.15, "at_most"),
     row("forward + backward", forward_backward, "concat", 784, 1.15, "at_most"),
+    cross_row("forward", cross_forward, 5.0),
+    cross_row("forward + backward", cross_forward_backward, 5.0),
 ]
 
 

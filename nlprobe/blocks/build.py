@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from nlprobe.blocks.context import ContextBlock, ContextConfig
+from nlprobe.blocks.criss_cross import CrissCross, CrissCrossConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
 from nlprobe.blocks.settings import BlockConfig, unknown
 from nlprobe.errors import ConfigError
@@ -16,6 +17,7 @@ Make = Callable[[int, int, Any], nn.Module]
 _BLOCKS: dict[str, tuple[type[BlockConfig], Make]] = {
     NonLocalConfig.block: (NonLocalConfig, NonLocal),
     ContextConfig.block: (ContextConfig, lambda channels, dimension, config: ContextBlock(channels, config)),
+    CrissCrossConfig.block: (CrissCrossConfig, CrissCross),
 }
 
 CONFIGS: dict[str, type[BlockConfig]] = {name: config for name, (config, _) in _BLOCKS.items()}

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nlprobe.blocks import SOFTMAX_INSTANTIATIONS, ContextBlock, NonLocal, PairwiseAttention
+from nlprobe.blocks import (
+    SOFTMAX_INSTANTIATIONS,
+    ContextBlock,
+    CrissCross,
+    CrissCrossAttention,
+    NonLocal,
+    PairwiseAttention,
+)
 from nlprobe.errors import ConfigError
 from nlprobe.models.counters import MACS, PAPER_COUNTER, SEGMENTATION_COUNTER, WITHOUT_MACS, Call, Counter
 from nlprobe.models.zoo import PaperRow
@@ -146,7 +153,7 @@ class _Observer(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_BLOCKS = (NonLocal, ContextBlock, PairwiseAttention)
+_BLOCKS = (NonLocal, ContextBlock, PairwiseAttention, CrissCross, CrissCrossAttention)
 _MOVES = {"clone", "copy", "empty", "new_empty", "to_copy", "unsafe_view"}
 _PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "convolution", "dot", "linear", "mm", "mv", "vdot"}
 

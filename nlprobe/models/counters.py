@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from nlprobe.blocks import ContextBlock, NonLocal, PairwiseAttention
+from nlprobe.blocks import ContextBlock, CrissCross, CrissCrossAttention, NonLocal, PairwiseAttention
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,13 @@ def _pairwise(call: Call) -> int:
     return query.shape[0] * query.shape[1] * value.shape[1] * (width + value.shape[-1])
 
 
+def _criss_cross(call: Call) -> int:
+    """The H + W − 1 keys of each position's cross; the one that is computed to be hidden is not in the formula."""
+    query, _, value = call.inputs
+    batch, height, width, inner = query.shape
+    return int(batch * height * width * (height + width - 1) * (inner + value.shape[-1]))
+
+
 def _context(call: Call) -> int:
     """The product of the map with the features; a mean has no multiplications."""
     assert isinstance(call.module, ContextBlock)
@@ -75,6 +82,8 @@ MACS: Counter = {
     nn.Conv3d: _convolution,
     nn.Linear: _linear,
     PairwiseAttention: _pairwise,
+    CrissCrossAttention: _criss_cross,
+    CrissCross: _nothing,
     NonLocal: _nothing,
     ContextBlock: _context,
 }
@@ -133,6 +142,8 @@ PAPER_COUNTER: Counter = {
     nn.MaxPool2d: _paper_max_pool,
     nn.AdaptiveAvgPool2d: _paper_average_pool,
     PairwiseAttention: _pairwise,
+    CrissCrossAttention: _criss_cross,
+    CrissCross: _nothing,
     NonLocal: _paper_non_local,
     ContextBlock: _paper_context,
 }
@@ -161,6 +172,8 @@ SEGMENTATION_COUNTER: Counter = {
     nn.MaxPool2d: lambda call: call.inputs[0].numel(),
     nn.AdaptiveAvgPool2d: lambda call: call.inputs[0].numel(),
     PairwiseAttention: _pairwise,
+    CrissCrossAttention: _criss_cross,
+    CrissCross: _nothing,
     NonLocal: _nothing,
     ContextBlock: _segmentation_context,
 }

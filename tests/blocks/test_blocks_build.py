@@ -5,18 +5,35 @@ import subprocess
 import sys
 
 import pytest
+from torch import nn
 
-from nlprobe.blocks import ContextBlock, ContextConfig, NonLocal, NonLocalConfig, block_config, build_block
+from nlprobe.blocks import (
+    ContextBlock,
+    ContextConfig,
+    CrissCross,
+    CrissCrossConfig,
+    NonLocal,
+    NonLocalConfig,
+    block_config,
+    build_block,
+)
+from nlprobe.blocks.settings import BlockConfig
 from nlprobe.errors import ConfigError
 
+BUILT = [
+    (NonLocalConfig("gaussian"), NonLocal),
+    (ContextConfig.snl(), ContextBlock),
+    (CrissCrossConfig(recurrence=3), CrissCross),
+]
 
-@pytest.mark.parametrize("config", [NonLocalConfig("gaussian"), ContextConfig.snl()], ids=lambda config: config.block)
-def test_a_configuration_survives_json_and_builds_its_block(config: NonLocalConfig | ContextConfig) -> None:
+
+@pytest.mark.parametrize(("config", "kind"), BUILT, ids=[config.block for config, _ in BUILT])
+def test_a_configuration_survives_json_and_builds_its_block(config: BlockConfig, kind: type[nn.Module]) -> None:
     settings = json.loads(json.dumps(config.as_dict()))
     assert block_config(settings) == config
     for given in (config, settings):
         block = build_block(config.block, 8, 2, given)
-        assert isinstance(block, NonLocal if config.block == "non_local" else ContextBlock)
+        assert isinstance(block, kind)
         assert block.config == config
 
 
