@@ -1,25 +1,49 @@
 """Attention and context blocks: the non-local block in four instantiations, global context, and others of the field."""
 
+from nlprobe.blocks.asymmetric import (
+    AsymmetricFusion,
+    AsymmetricFusionConfig,
+    AsymmetricPyramid,
+    AsymmetricPyramidConfig,
+)
 from nlprobe.blocks.attention import INSTANTIATIONS, SOFTMAX_INSTANTIATIONS, PairwiseAttention
 from nlprobe.blocks.build import block_config, build_block
 from nlprobe.blocks.context import ContextBlock, ContextConfig
 from nlprobe.blocks.criss_cross import CrissCross, CrissCrossAttention, CrissCrossConfig
+from nlprobe.blocks.disentangled import Disentangled, DisentangledConfig, UnaryTerm
+from nlprobe.blocks.dual import ChannelAttention, ChannelAttentionConfig, PositionAttention, PositionAttentionConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
+from nlprobe.blocks.object_context import ObjectContext, ObjectContextConfig
 from nlprobe.blocks.places import PLACES
+from nlprobe.blocks.row_transform import RowTransform
 from nlprobe.blocks.rows import to_map, to_rows
 
 __all__ = [
     "INSTANTIATIONS",
     "PLACES",
     "SOFTMAX_INSTANTIATIONS",
+    "AsymmetricFusion",
+    "AsymmetricFusionConfig",
+    "AsymmetricPyramid",
+    "AsymmetricPyramidConfig",
+    "ChannelAttention",
+    "ChannelAttentionConfig",
     "ContextBlock",
     "ContextConfig",
     "CrissCross",
     "CrissCrossAttention",
     "CrissCrossConfig",
+    "Disentangled",
+    "DisentangledConfig",
     "NonLocal",
     "NonLocalConfig",
+    "ObjectContext",
+    "ObjectContextConfig",
     "PairwiseAttention",
+    "PositionAttention",
+    "PositionAttentionConfig",
+    "RowTransform",
+    "UnaryTerm",
     "block_config",
     "build_block",
     "to_map",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nlprobe.blocks.settings import BlockConfig, check_choice, check_positive_integer, check_switch
+from nlprobe.blocks.settings import BlockConfig, check_choice, check_feature_map, check_positive_integer, check_switch
 from nlprobe.errors import ConfigError
 
 Pooling = Literal["attention", "average"]
@@ -134,11 +134,7 @@ class ContextBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         """z, in the memory layout of x."""
-        if x.ndim < 3 or x.shape[1] != self.channels:
-            raise ConfigError(
-                f"`ContextBlock` of {self.channels} channels got an input of shape `{tuple(x.shape)}`",
-                f"it takes (B, {self.channels}, ...) with one or more spatial axes",
-            )
+        check_feature_map(type(self).__name__, self.channels, x)
         t = self.transform(self.context(x))
         t = t.view(*t.shape, *(1,) * (x.ndim - 2))
         return x + t if self.config.fusion == "add" else x * torch.sigmoid(t)

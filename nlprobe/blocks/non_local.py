@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from nlprobe.blocks.attention import INSTANTIATIONS, SOFTMAX_INSTANTIATIONS, Instantiation, PairwiseAttention
 from nlprobe.blocks.rows import add_rows, to_map, to_rows
-from nlprobe.blocks.settings import BlockConfig, check_choice, check_positive_integer, check_switch
+from nlprobe.blocks.settings import (
+    BlockConfig,
+    check_choice,
+    check_positive_integer,
+    check_positive_number,
+    check_switch,
+)
 from nlprobe.errors import ConfigError
 
 Scale = Literal["none", "inv_sqrt", "inv_sqrt_in", "sqrt"]
@@ -62,11 +68,7 @@ class NonLocalConfig(BlockConfig):
         check_positive_integer(self.block, "reduction", self.reduction)
         for switch in ("zero_init", "bias", "output_bias"):
             check_switch(self.block, switch, getattr(self, switch))
-        number = isinstance(self.temperature, int | float) and not isinstance(self.temperature, bool)
-        if not number or not 0 < self.temperature < math.inf:
-            raise ConfigError(
-                f"`temperature` of the block `non_local` is `{self.temperature!r}`", "it must be a number above 0"
-            )
+        check_positive_number(self.block, "temperature", self.temperature)
         if self.instantiation not in SOFTMAX_INSTANTIATIONS and (self.scale != "none" or self.temperature != 1):
             raise ConfigError(
                 f"`{self.instantiation}` has no softmax, yet `scale` is `{self.scale}` and `temperature` is "

@@ -1,8 +1,11 @@
 """What the configurations of all blocks share: checks with clear errors, and the round trip through JSON."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
 
 from nlprobe.errors import ConfigError
 from nlprobe.suggestions import did_you_mean
@@ -62,3 +65,32 @@ def check_switch(block: str, setting: str, value: object) -> None:
     """Raise unless `value` is a bool: a string such as "false" is true, and would pass unnoticed."""
     if not isinstance(value, bool):
         raise ConfigError(f"`{setting}` of the block `{block}` is `{value!r}`", "it must be true or false")
+
+
+def check_positive_number(block: str, setting: str, value: object) -> None:
+    """Raise unless `value` is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:  # type: ignore[operator]
+        raise ConfigError(f"`{setting}` of the block `{block}` is `{value!r}`", "it must be a number above 0")
+
+
+def check_feature_map(name: str, channels: int, x: Tensor) -> None:
+    """Raise unless `x` is (B, channels, ...) with one or more spatial axes.
+
+    Args:
+        name: The block's class.
+        channels: What it was made for.
+        x: What it got.
+    """
+    if x.ndim < 3 or x.shape[1] != channels:
+        raise ConfigError(
+            f"`{name}` of {channels} channels got an input of shape `{tuple(x.shape)}`",
+            f"it takes (B, {channels}, ...) with one or more spatial axes",
+        )
+
+
+def check_share(block: str, setting: str, value: object) -> None:
+    """Raise unless `value` is a number from 0 up to, but not, 1."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1:  # type: ignore[operator]
+        raise ConfigError(f"`{setting}` of the block `{block}` is `{value!r}`", "it must be at least 0 and below 1")

@@ -80,6 +80,16 @@ WRONG = {
     'ContextConfig(norm="instance")': "unknown value for `norm`",
     'ContextConfig(fusion="mul")': "unknown value for `fusion`",
     "ContextConfig(reduction=True)": "it must be an integer of at least 1",
+    "DisentangledConfig(temperature=0)": "`temperature` of the block `disentangled` is `0`",
+    'DisentangledConfig(whitening="channel")': "unknown value for `whitening` of the block `disentangled`: `channel`",
+    'DisentangledConfig(zero_init="no")': "`zero_init` of the block `disentangled` is `'no'`",
+    "PositionAttentionConfig(reduction=0)": "`reduction` of the block `position_attention` is `0`",
+    'ChannelAttentionConfig(zero_init="no")': "`zero_init` of the block `channel_attention`",
+    "ObjectContextConfig(dropout=1)": "`dropout` of the block `object_context` is `1`\nit must be at least 0 and below 1",
+    'ObjectContextConfig(activation="gelu")': "unknown value for `activation`",
+    "AsymmetricPyramidConfig(pyramid=())": "`pyramid` of the block `asymmetric_pyramid` is `()`\ngive one or more",
+    "AsymmetricPyramidConfig(pyramid=(1, 0))": "`pyramid` of the block `asymmetric_pyramid` is `0`",
+    "AsymmetricFusionConfig(low_channels=0)": "`low_channels` of the block `asymmetric_fusion` is `0`",
     'PairwiseAttention("softmax")': "unknown instantiation `softmax`",
 }
 
