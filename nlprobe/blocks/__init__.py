@@ -1,4 +1,4 @@
-"""Attention and context blocks: the non-local block in four instantiations, global context, and others of the field."""
+"""Attention and context blocks: non-local, global context, and the context operators of semantic segmentation."""
 
 from nlprobe.blocks.asymmetric import (
     AsymmetricFusion,

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nlprobe.blocks.attention import PairwiseAttention
-from nlprobe.blocks.row_transform import RowTransform
+from nlprobe.blocks.row_transform import RowTransform, drop_channels
 from nlprobe.blocks.rows import to_map, to_rows
 from nlprobe.blocks.settings import (
     BlockConfig,
@@ -48,7 +48,8 @@ class _AsymmetricConfig(BlockConfig):
         check_switch(self.block, "zero_init", self.zero_init)
         if not isinstance(self.pyramid, tuple) or not self.pyramid:
             raise ConfigError(
-                f"`pyramid` of the block `{self.block}` is `{self.pyramid!r}`", "give one or more sizes, such as 1,3,6,8"
+                f"`pyramid` of the block `{self.block}` is `{self.pyramid!r}`",
+                "give one or more sizes, such as 1,3,6,8",
             )
         for size in self.pyramid:
             check_positive_integer(self.block, "pyramid", size)
@@ -66,7 +67,7 @@ class _AsymmetricConfig(BlockConfig):
         """
         pyramid = settings.get("pyramid")
         whole = dict(settings) | ({"pyramid": tuple(pyramid)} if isinstance(pyramid, list) else {})
-        return super().from_dict(whole)  # type: ignore[misc]
+        return super().from_dict(whole)
 
     def inner_width(self, channels: int) -> int:
         """Width d of queries, keys and values."""
@@ -158,7 +159,6 @@ class _Asymmetric(nn.Module):
         self.attention = PairwiseAttention("embedded_gaussian", width, 1 / math.sqrt(width))
         self.output = nn.Linear(width, channels)
         self.fuse = RowTransform(2 * channels, channels, fused, config.norm_bias)
-        self.dropout = nn.Dropout2d(config.dropout)
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, as torch draws 1x1 convolutions, and W_z at zero where `zero_init` asks for it."""
@@ -172,8 +172,7 @@ class _Asymmetric(nn.Module):
     def _fused(self, rows: Tensor, query: Tensor, key: Tensor, value: Tensor, spatial: tuple[int, ...]) -> Tensor:
         context = self.output(self.attention(query, key, value))  # (b, n, c)
         fused = to_map(self.fuse(torch.cat([context, rows.to(context.dtype)], 2)), spatial)
-        dropped: Tensor = self.dropout(fused)
-        return dropped
+        return drop_channels(fused, self.config.dropout, self.training)
 
     def extra_repr(self) -> str:
         """All settings, as `print` shows them."""
@@ -192,7 +191,7 @@ class AsymmetricPyramid(_Asymmetric):
     | `key` | `stages.0.f_key`, which is `f_query` | `stages.0.key_project` |
     | `value`, `output` | `stages.0.f_value`, `stages.0.W` | `value_project`, `out_project` |
     | `pool` | `psp` | `key_downsample` |
-    | `fuse`, `dropout` | `conv_bn_dropout` | `bottleneck` |
+    | `fuse` | `conv_bn_dropout` | `bottleneck` |
 
     O(N M d) time with M = 110 keys for any N, O(N C) memory. One query scale, as in all configurations.
 
@@ -209,7 +208,7 @@ class AsymmetricPyramid(_Asymmetric):
         super().__init__(channels, channels, config.activation)
         self.reset_parameters()
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b c *spatial"]:
         """z, in a channels-last layout."""
         _check_image_map(type(self).__name__, self.channels, x)
         spatial = tuple(x.shape[2:])
@@ -230,7 +229,8 @@ class AsymmetricFusion(_Asymmetric):
     | `query`, `key` | `stages.0.f_query`, `stages.0.f_key` | `stages.0.query_project`, `stages.0.key_project` |
     | others | as in `AsymmetricPyramid` | as in `AsymmetricPyramid` |
 
-    It takes two maps and cannot be inserted into a residual block. The low map may have another size than the high one.
+    It takes two maps, so it belongs to a head and can neither be inserted into a residual block nor stand in the place
+    of a context operator: `build_block` does not know it. The low map may have another size than the high one.
 
     Args:
         channels: C of the high map (c5), of the result too.
@@ -247,9 +247,9 @@ class AsymmetricFusion(_Asymmetric):
         self.reset_parameters()
 
     def forward(
-        self, low: Float[Tensor, "b c_low h_low w_low"], high: Float[Tensor, "b c h w"]
-    ) -> Float[Tensor, "b c h w"]:
-        """z on the grid of the high map, in a channels-last layout."""
+        self, low: Float[Tensor, "b c_low *low_spatial"], high: Float[Tensor, "b c *spatial"]
+    ) -> Float[Tensor, "b c *spatial"]:
+        """Z on the grid of the high map, in a channels-last layout."""
         name = type(self).__name__
         _check_image_map(name, self.key.linear.in_features, low)
         _check_image_map(name, self.channels, high)

@@ -5,19 +5,41 @@ from typing import Any
 
 from torch import nn
 
+from nlprobe.blocks.asymmetric import AsymmetricPyramid, AsymmetricPyramidConfig
 from nlprobe.blocks.context import ContextBlock, ContextConfig
 from nlprobe.blocks.criss_cross import CrissCross, CrissCrossConfig
+from nlprobe.blocks.disentangled import Disentangled, DisentangledConfig
+from nlprobe.blocks.dual import ChannelAttention, ChannelAttentionConfig, PositionAttention, PositionAttentionConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
+from nlprobe.blocks.object_context import ObjectContext, ObjectContextConfig
 from nlprobe.blocks.settings import BlockConfig, unknown
 from nlprobe.errors import ConfigError
 
 Make = Callable[[int, int, Any], nn.Module]
 """From channels, spatial dimensions and settings to a block."""
 
+
+def _asymmetric_pyramid(channels: int, dimension: int, config: AsymmetricPyramidConfig) -> AsymmetricPyramid:
+    if dimension != 2:
+        raise ConfigError(f"`{config.block}` pools over images, not over {dimension} dimensions", "take another block")
+    return AsymmetricPyramid(channels, config)
+
+
 _BLOCKS: dict[str, tuple[type[BlockConfig], Make]] = {
     NonLocalConfig.block: (NonLocalConfig, NonLocal),
     ContextConfig.block: (ContextConfig, lambda channels, dimension, config: ContextBlock(channels, config)),
     CrissCrossConfig.block: (CrissCrossConfig, CrissCross),
+    DisentangledConfig.block: (DisentangledConfig, lambda channels, _, config: Disentangled(channels, config)),
+    PositionAttentionConfig.block: (
+        PositionAttentionConfig,
+        lambda channels, _, config: PositionAttention(channels, config),
+    ),
+    ChannelAttentionConfig.block: (
+        ChannelAttentionConfig,
+        lambda channels, _, config: ChannelAttention(channels, config),
+    ),
+    ObjectContextConfig.block: (ObjectContextConfig, lambda channels, _, config: ObjectContext(channels, config)),
+    AsymmetricPyramidConfig.block: (AsymmetricPyramidConfig, _asymmetric_pyramid),
 }
 
 CONFIGS: dict[str, type[BlockConfig]] = {name: config for name, (config, _) in _BLOCKS.items()}

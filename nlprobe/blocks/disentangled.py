@@ -50,8 +50,8 @@ class DisentangledConfig(BlockConfig):
             pairwise map. "own": it is a global context block of its own, bottleneck of C // reduction channels, with a
             value transform of its own. "none": whitening only.
         output: "project": W_z, and the norm, of pairwise and unary term together. "project_apart": of each by itself,
-            so that a norm shifts twice and in training takes its statistics of each. "gamma": no W_z, values are C
-            wide, and γ multiplies the pairwise term alone.
+            so that a norm shifts twice, and in training takes its statistics of each (of two or more images then).
+            "gamma": no W_z, values are C wide, and γ multiplies the pairwise term alone.
         norm: "batch" norm behind W_z, or "none"; none with "gamma".
         bias: Bias on W_q and W_k.
         value_bias: Bias on W_v.
@@ -101,16 +101,22 @@ class DisentangledConfig(BlockConfig):
 
     @classmethod
     def mmseg(cls, reduction: int = 2) -> "DisentangledConfig":
-        """mmsegmentation's `DisentangledNonLocal2d`: whitened over positions, 1/√d and temperature 0.05, one set of
-        d-wide values for both terms, and W_z with its batch norm applied to each term by itself."""
+        """The block of mmsegmentation, `DisentangledNonLocal2d`.
+
+        Whitened over positions, 1/√d and temperature 0.05, one set of d-wide values for both terms, and W_z with its
+        batch norm applied to each term by itself.
+        """
         return cls(
             reduction, scale="inv_sqrt", temperature=0.05, output="project_apart", norm="batch", output_bias=False
         )
 
     @classmethod
     def object_detection(cls, reduction: int = 4) -> "DisentangledConfig":
-        """The authors' `NonLocal2dGc` as their detectors use it: whitened over positions, 1/√d and temperature 0.05,
-        C-wide values without bias for both terms, no W_z, and γ on the pairwise term alone."""
+        """The authors' block for detection, `NonLocal2dGc` as their configurations have it.
+
+        Whitened over positions, 1/√d and temperature 0.05, C-wide values without bias for both terms, no W_z, and γ on
+        the pairwise term alone.
+        """
         return cls(
             reduction,
             scale="inv_sqrt",
@@ -123,14 +129,19 @@ class DisentangledConfig(BlockConfig):
 
     @classmethod
     def scene_parsing(cls, reduction: int = 2) -> "DisentangledConfig":
-        """The authors' segmentation block, `NonLocal2d_nowd` with `ln_nostd`: one mean over positions and channels,
-        neither scale nor temperature, C-wide values without bias, γ on the pairwise term alone."""
+        """The authors' block for segmentation, `NonLocal2d_nowd` with `ln_nostd`.
+
+        One mean over positions and channels taken off, neither scale nor temperature, C-wide values without bias for
+        both terms, no W_z, and γ on the pairwise term alone.
+        """
         return cls(reduction, "image", output="gamma", norm="none", value_bias=False, output_bias=False)
 
     @classmethod
     def non_local_2d(cls, reduction: int = 4) -> "DisentangledConfig":
-        """The authors' `NonLocal2D` with `whiten_type="channel"`, `fixbug` and a context block beside it: mixed
-        whitening, 1/√d, d-wide values, W_z without norm, and the unary term with a transform of its own."""
+        """The authors' other block, `NonLocal2D` with `whiten_type="channel"`, `fixbug` and a context block beside it.
+
+        Mixed whitening, 1/√d, d-wide values, W_z without norm, and a unary term with a transform of its own.
+        """
         return cls(reduction, "mixed", "inv_sqrt", unary="own", norm="none")
 
     def inner_width(self, channels: int) -> int:
@@ -258,6 +269,12 @@ class Disentangled(nn.Module):
         if unary is None:
             return self._project(pairwise)
         if self.config.output == "project_apart":
+            if self.training and self.config.norm == "batch" and len(unary) == 1:
+                raise ConfigError(
+                    "with `output` = `project_apart` the batch norm of `Disentangled` sees one unary row for each "
+                    "image, and there is one image",
+                    "train with two or more images in a batch, or take `output` = `project`",
+                )
             return self._project(pairwise) + self._project(unary)
         return self._project(pairwise + unary)
 

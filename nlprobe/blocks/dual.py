@@ -41,10 +41,12 @@ class PositionAttentionConfig(BlockConfig):
 class PositionAttention(nn.Module):
     """z_i = x_i + γ Σ_j softmax_j(q_i·k_j) v_j: an embedded Gaussian without scale and W_z, with γ in their place.
 
-    | here | DANet `PAM_Module` | mmsegmentation `PAM` |
-    | --- | --- | --- |
-    | `query`, `key`, `value` | `query_conv`, `key_conv`, `value_conv` | `query_project`, `key_project`, `value_project` |
-    | `gate.gamma` | `gamma` | `gamma.scale` |
+    | here | paper | DANet `PAM_Module` | mmsegmentation `PAM` |
+    | --- | --- | --- | --- |
+    | `query` | B | `query_conv` | `query_project` |
+    | `key` | C | `key_conv` | `key_project` |
+    | `value` | D | `value_conv` | `value_project` |
+    | `gate.gamma` | α | `gamma` | `gamma.scale` |
 
     All three 1x1 convolutions have a bias, and are linear layers on rows here. The N x N map is never built: O(N C)
     memory, O(N² (C/8 + C)) time. 2 (C d + d) + C² + C + 1 parameters.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from nlprobe.blocks.attention import PairwiseAttention
-from nlprobe.blocks.row_transform import RowTransform
+from nlprobe.blocks.row_transform import RowTransform, drop_channels
 from nlprobe.blocks.rows import to_map, to_rows
 from nlprobe.blocks.settings import (
     BlockConfig,
@@ -77,7 +77,7 @@ class ObjectContext(nn.Module):
     | --- | --- |
     | `key` | `f_key`, which is `f_query` |
     | `value`, `output` | `f_value`, `W` |
-    | `fuse`, `dropout` | `conv_bn_dropout` |
+    | `fuse` | `conv_bn_dropout` |
 
     Of OCNet's three forms this is the base one. Its pyramid form is the same pooling within tiles, its ASP form is this
     one beside dilated convolutions; neither is built. The N x N map is never held: O(N C) memory, O(N² d) time.
@@ -101,7 +101,6 @@ class ObjectContext(nn.Module):
         self.attention = PairwiseAttention("embedded_gaussian", width, 1 / math.sqrt(width))
         self.output = nn.Linear(width, channels)
         self.fuse = RowTransform(2 * channels, channels, config.fused_activation, config.norm_bias)
-        self.dropout = nn.Dropout2d(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -119,8 +118,7 @@ class ObjectContext(nn.Module):
         key = self.key(rows)
         context = self.output(self.attention(key, key, self.value(rows)))  # (b, n, c)
         fused = to_map(self.fuse(torch.cat([context, rows.to(context.dtype)], 2)), x.shape[2:])
-        dropped: Tensor = self.dropout(fused)
-        return dropped
+        return drop_channels(fused, self.config.dropout, self.training)
 
     def extra_repr(self) -> str:
         """All settings, as `print` shows them."""

@@ -1,13 +1,12 @@
-"""A 1x1 convolution with batch norm and activation, on rows."""
+"""A 1x1 convolution with batch norm and activation, on rows; and dropout of whole channels, on maps."""
 
-from typing import Literal, get_args
+from typing import Literal
 
-import torch.nn.functional as F
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 Activation = Literal["relu", "leaky_relu", "none"]
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 
 SLOPE = 0.01
 """Of the leaky ReLU, which is what InPlaceABN applies unless it is told otherwise."""
@@ -27,7 +26,7 @@ class RowTransform(nn.Module):
         super().__init__()
         self.linear = nn.Linear(channels, width, bias=bias)
         self.norm = nn.BatchNorm1d(width)
-        self.activation = activation
+        self.activation = {"relu": nn.ReLU(), "leaky_relu": nn.LeakyReLU(SLOPE), "none": nn.Identity()}[activation]
 
     def reset_parameters(self) -> None:
         """Draw the weights anew."""
@@ -37,16 +36,10 @@ class RowTransform(nn.Module):
     def forward(self, rows: Float[Tensor, "b n c"]) -> Float[Tensor, "b n width"]:
         """The transformed rows."""
         projected = self.linear(rows)
-        normed: Tensor = self.norm(projected.flatten(0, 1)).view(projected.shape)
-        return activated(normed, self.activation)
-
-    def extra_repr(self) -> str:
-        """The activation, as `print` shows it."""
-        return self.activation
+        transformed: Tensor = self.activation(self.norm(projected.flatten(0, 1)))
+        return transformed.view(projected.shape)
 
 
-def activated(rows: Tensor, activation: Activation) -> Tensor:
-    """The activation of rows."""
-    if activation == "relu":
-        return F.relu(rows)
-    return F.leaky_relu(rows, SLOPE) if activation == "leaky_relu" else rows
+def drop_channels(x: Float[Tensor, "b c *spatial"], share: float, training: bool) -> Float[Tensor, "b c *spatial"]:
+    """Set a share of an image's channels to zero while training, as `Dropout2d` does, on maps of any dimensions."""
+    return torch.feature_dropout(x, share, training)

@@ -13,11 +13,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlprobe.blocks import (
     SOFTMAX_INSTANTIATIONS,
+    AsymmetricFusion,
+    AsymmetricPyramid,
+    ChannelAttention,
     ContextBlock,
     CrissCross,
     CrissCrossAttention,
+    Disentangled,
     NonLocal,
+    ObjectContext,
     PairwiseAttention,
+    PositionAttention,
+    UnaryTerm,
 )
 from nlprobe.errors import ConfigError
 from nlprobe.models.counters import MACS, PAPER_COUNTER, SEGMENTATION_COUNTER, WITHOUT_MACS, Call, Counter
@@ -153,7 +160,20 @@ class _Observer(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_BLOCKS = (NonLocal, ContextBlock, PairwiseAttention, CrissCross, CrissCrossAttention)
+_BLOCKS = (
+    AsymmetricFusion,
+    AsymmetricPyramid,
+    ChannelAttention,
+    ContextBlock,
+    CrissCross,
+    CrissCrossAttention,
+    Disentangled,
+    NonLocal,
+    ObjectContext,
+    PairwiseAttention,
+    PositionAttention,
+    UnaryTerm,
+)
 _MOVES = {"clone", "copy", "empty", "new_empty", "to_copy", "unsafe_view"}
 _PRODUCTS = {"addbmm", "addmm", "addmv", "baddbmm", "bmm", "convolution", "dot", "linear", "mm", "mv", "vdot"}
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from nlprobe.blocks import ContextBlock, CrissCross, CrissCrossAttention, NonLocal, PairwiseAttention
+from nlprobe.blocks import ContextBlock, CrissCross, CrissCrossAttention, NonLocal, PairwiseAttention, UnaryTerm
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,11 @@ def _context(call: Call) -> int:
     return call.inputs[0].numel() if call.module.mask is not None else 0
 
 
+def _unary(call: Call) -> int:
+    """The product of the one map with the values."""
+    return call.inputs[1].numel()
+
+
 MACS: Counter = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
@@ -86,6 +91,7 @@ MACS: Counter = {
     CrissCross: _nothing,
     NonLocal: _nothing,
     ContextBlock: _context,
+    UnaryTerm: _unary,
 }
 """True multiply-accumulates of products; norms, activations, pooling and sums are none."""
 
@@ -146,6 +152,7 @@ PAPER_COUNTER: Counter = {
     CrissCross: _nothing,
     NonLocal: _paper_non_local,
     ContextBlock: _paper_context,
+    UnaryTerm: _unary,
 }
 """The counter that gives the "FLOPs (G)" of Tables 5, 7, 8, 9, 10 and 11, where a G is 2^30.
 
@@ -176,6 +183,7 @@ SEGMENTATION_COUNTER: Counter = {
     CrissCross: _nothing,
     NonLocal: _nothing,
     ContextBlock: _segmentation_context,
+    UnaryTerm: _nothing,
 }
 """The counter that gives the "FLOPs (G)" of Tables 12 and 13, where a G is 10^9.
 
@@ -189,6 +197,7 @@ WITHOUT_MACS: tuple[type[nn.Module], ...] = (
     nn.GroupNorm,
     nn.Identity,
     nn.LayerNorm,
+    nn.LeakyReLU,
     nn.MaxPool2d,
     nn.ReLU,
 )

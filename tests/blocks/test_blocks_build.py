@@ -5,15 +5,26 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
 from nlprobe.blocks import (
+    AsymmetricPyramid,
+    AsymmetricPyramidConfig,
+    ChannelAttention,
+    ChannelAttentionConfig,
     ContextBlock,
     ContextConfig,
     CrissCross,
     CrissCrossConfig,
+    Disentangled,
+    DisentangledConfig,
     NonLocal,
     NonLocalConfig,
+    ObjectContext,
+    ObjectContextConfig,
+    PositionAttention,
+    PositionAttentionConfig,
     block_config,
     build_block,
 )
@@ -24,6 +35,11 @@ BUILT = [
     (NonLocalConfig("gaussian"), NonLocal),
     (ContextConfig.snl(), ContextBlock),
     (CrissCrossConfig(recurrence=3), CrissCross),
+    (DisentangledConfig.scene_parsing(), Disentangled),
+    (PositionAttentionConfig(4), PositionAttention),
+    (ChannelAttentionConfig(False), ChannelAttention),
+    (ObjectContextConfig.original(), ObjectContext),
+    (AsymmetricPyramidConfig(pyramid=(1, 2)), AsymmetricPyramid),
 ]
 
 
@@ -32,9 +48,15 @@ def test_a_configuration_survives_json_and_builds_its_block(config: BlockConfig,
     settings = json.loads(json.dumps(config.as_dict()))
     assert block_config(settings) == config
     for given in (config, settings):
-        block = build_block(config.block, 8, 2, given)
+        block = build_block(config.block, 16, 2, given)
         assert isinstance(block, kind)
         assert block.config == config
+        assert block(torch.randn(2, 16, 6, 5)).shape == (2, 16, 6, 5)
+
+
+def test_a_block_that_pools_over_images_is_not_built_for_videos() -> None:
+    with pytest.raises(ConfigError, match="`asymmetric_pyramid` pools over images, not over 3 dimensions"):
+        build_block("asymmetric_pyramid", 8, 3, {})
 
 
 def test_a_block_must_be_known_and_named() -> None:
@@ -85,7 +107,7 @@ WRONG = {
     'DisentangledConfig(zero_init="no")': "`zero_init` of the block `disentangled` is `'no'`",
     "PositionAttentionConfig(reduction=0)": "`reduction` of the block `position_attention` is `0`",
     'ChannelAttentionConfig(zero_init="no")': "`zero_init` of the block `channel_attention`",
-    "ObjectContextConfig(dropout=1)": "`dropout` of the block `object_context` is `1`\nit must be at least 0 and below 1",
+    "ObjectContextConfig(dropout=1)": "`dropout` of the block `object_context` is `1`\nit must be at least 0 and",
     'ObjectContextConfig(activation="gelu")': "unknown value for `activation`",
     "AsymmetricPyramidConfig(pyramid=())": "`pyramid` of the block `asymmetric_pyramid` is `()`\ngive one or more",
     "AsymmetricPyramidConfig(pyramid=(1, 0))": "`pyramid` of the block `asymmetric_pyramid` is `0`",

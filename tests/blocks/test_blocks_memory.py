@@ -74,6 +74,31 @@ def test_the_peak_stays_below_any_map(case: tuple[str, str, str], device: torch.
     assert peak(*case, device) < LIMIT
 
 
+CONTEXT_OPERATORS = {
+    "disentangled": "Disentangled(16)",
+    "disentangled with wide values": "Disentangled(16, DisentangledConfig.scene_parsing())",
+    "position attention": "PositionAttention(16, PositionAttentionConfig(zero_init=False))",
+    "channel attention": "ChannelAttention(16, ChannelAttentionConfig(zero_init=False))",
+    "object context": "ObjectContext(16)",
+    "asymmetric pyramid": "AsymmetricPyramid(16)",
+}
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(made, id=name, marks=() if name.endswith("values") else pytest.mark.slow)
+        for name, made in CONTEXT_OPERATORS.items()
+    ],
+)
+def test_the_peak_of_context_operators_stays_below_any_map(made: str, device: torch.device) -> None:
+    program = PROGRAM.replace("import NonLocal, NonLocalConfig", "import *").replace(
+        "NonLocal(16, 2, NonLocalConfig(instantiation, zero_init=False))", made
+    )
+    assert made in program
+    assert peak("-", "float32", "backward", device, program) < LIMIT
+
+
 def test_the_measurement_sees_a_map_that_is_built(device: torch.device) -> None:
     formula = "from nlprobe.blocks.attention import PairwiseAttention\n" + (
         "PairwiseAttention.forward = lambda self, query, key, value: torch.softmax(query @ key.mT, -1) @ value\n"

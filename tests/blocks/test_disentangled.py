@@ -166,6 +166,13 @@ def test_settings_that_contradict_each_other_are_refused_in_words() -> None:
         Disentangled(8)(torch.randn(2, 4, 8))
 
 
+def test_one_image_is_too_few_to_train_a_norm_on_its_unary_row() -> None:
+    block = Disentangled(8, DisentangledConfig.mmseg())
+    with pytest.raises(ConfigError, match="there is one image\ntrain with two or more"):
+        block(torch.randn(1, 8, 4, 4))
+    assert block.eval()(torch.randn(1, 8, 4, 4)).shape == (1, 8, 4, 4)
+
+
 @published
 def test_settings_survive_json_and_print(config: DisentangledConfig) -> None:
     assert DisentangledConfig.from_dict(config.as_dict()) == config

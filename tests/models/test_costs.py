@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nlprobe.blocks import ContextBlock, ContextConfig, NonLocal, NonLocalConfig
+from nlprobe.blocks import (
+    AsymmetricPyramid,
+    ChannelAttention,
+    ContextBlock,
+    ContextConfig,
+    Disentangled,
+    DisentangledConfig,
+    NonLocal,
+    NonLocalConfig,
+    ObjectContext,
+    PositionAttention,
+)
 from nlprobe.errors import ConfigError
 from nlprobe.models import ARCHITECTURES, Costs, ResNet, build, count_costs, differing_cells, rows
 from nlprobe.models.zoo.paper import paper_row
@@ -71,6 +82,32 @@ def test_concat_weighs_every_pair() -> None:
 )
 def test_a_context_block_costs_mask_pooling_and_transform(config: ContextConfig, macs: int) -> None:
     assert count_costs(ContextBlock(8, config), (8, 6, 6)).macs == macs
+
+
+N, C = 6 * 10, 16
+SEGMENTATION_BLOCKS = {
+    # projections, then the products of queries and keys, and of the map and the values
+    "position_attention": (PositionAttention(C), 2 * N * C * 2 + N * C * C + N * N * (2 + C)),
+    "channel_attention": (ChannelAttention(C), 2 * C * C * N),
+    "object_context": (ObjectContext(C), 3 * N * C * 8 + N * N * 2 * 8 + N * 2 * C * C),
+    "asymmetric_pyramid": (AsymmetricPyramid(C), 3 * N * C * 8 + N * 110 * 2 * 8 + N * 2 * C * C),
+    # the mask and its product with the values; W_z of the pairwise rows and of the one unary row
+    "mmseg": (
+        Disentangled(C, DisentangledConfig.mmseg()),
+        3 * N * C * 8 + N * N * 2 * 8 + N * C + N * 8 + (N + 1) * 8 * C,
+    ),
+    "scene_parsing": (
+        Disentangled(C, DisentangledConfig.scene_parsing()),
+        2 * N * C * 8 + N * C * C + N * N * (8 + C) + N * C + N * C,
+    ),
+}
+
+
+@pytest.mark.parametrize("block, macs", SEGMENTATION_BLOCKS.values(), ids=SEGMENTATION_BLOCKS)
+def test_a_context_operator_of_segmentation_costs_its_written_out_formula(block: nn.Module, macs: int) -> None:
+    costs = count_costs(block, (C, 6, 10))
+    assert costs.macs == macs
+    assert costs.missed_products == ()
 
 
 def test_the_paper_counter_of_a_small_network_by_hand() -> None:
