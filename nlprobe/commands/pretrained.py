@@ -10,7 +10,7 @@ from nlprobe.commands.report import say
 from nlprobe.data import Preprocessing
 from nlprobe.errors import ConfigError
 from nlprobe.libraries.published import is_published, published
-from nlprobe.training import Processes
+from nlprobe.processes import Processes
 
 
 class WeightsType(click.Path):

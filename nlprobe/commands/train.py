@@ -28,11 +28,11 @@ from nlprobe.data import UnreadableImageError, open_dataset
 from nlprobe.errors import ConfigError
 from nlprobe.files import refuse_existing
 from nlprobe.models import entry
+from nlprobe.processes import ElsewhereError, Processes
 from nlprobe.results import versions
 from nlprobe.tables import Column, Table
-from nlprobe.training import Engine, Observer, Processes, Recipe, recipe
+from nlprobe.training import Engine, Observer, Recipe, recipe
 from nlprobe.training.keeping import Keeper
-from nlprobe.training.processes import ElsewhereError
 from nlprobe.training.recipes import AMP, parse_override
 from nlprobe.training.run import Run, refuse_incompatible
 from nlprobe.training.state import BEST, STATE, clear, differences, load_state, remove_partial

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from nlprobe.commands.config import FILE_NAME
-from nlprobe.training import Processes, Recipe
+from nlprobe.processes import Processes
+from nlprobe.training import Recipe
 from nlprobe.training.run import Run
 from nlprobe.training.state import FILES
 

@@ -3,7 +3,6 @@
 from nlprobe.training.classification import Classification, Scores, check_data, evaluate, rank_of_label
 from nlprobe.training.engine import Engine, Observer
 from nlprobe.training.optimisers import Optimiser
-from nlprobe.training.processes import Processes
 from nlprobe.training.progress import Progress
 from nlprobe.training.recipes import Recipe, recipe, recipe_names
 from nlprobe.training.schedules import Schedule
@@ -15,7 +14,6 @@ __all__ = [
     "Loss",
     "Observer",
     "Optimiser",
-    "Processes",
     "Progress",
     "Recipe",
     "Schedule",

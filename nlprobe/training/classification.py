@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from nlprobe.data import Batch, Batches, ImageDataset
 from nlprobe.errors import DataError
-from nlprobe.training.processes import ALONE, Processes
+from nlprobe.processes import ALONE, Processes
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.task import Loss, Stop
 

@@ -18,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nlprobe.data import derived_seed
 from nlprobe.errors import ConfigError, NlprobeError
+from nlprobe.interruption import interruption_noted
+from nlprobe.processes import ALONE, Processes
 from nlprobe.training.freezing import freeze, hold
-from nlprobe.training.interruption import interruption_noted
 from nlprobe.training.optimisers import build_optimiser
-from nlprobe.training.processes import ALONE, Processes
 from nlprobe.training.progress import Progress
 from nlprobe.training.recipes import AMP, Recipe
 from nlprobe.training.tally import Tally

@@ -14,8 +14,8 @@ from nlprobe.data import Batches, ImageDataset, data_fingerprint
 from nlprobe.data.loading import Report, Share
 from nlprobe.errors import ConfigError
 from nlprobe.models import Config, Network, build, load_backbone, trunk_of
+from nlprobe.processes import ALONE, Processes
 from nlprobe.training.engine import Engine, Observer
-from nlprobe.training.processes import ALONE, Processes
 from nlprobe.training.recipes import Recipe, flatten
 from nlprobe.training.tasks import TaskKind, task_kind
 

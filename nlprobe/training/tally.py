@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nlprobe.errors import NlprobeError
-from nlprobe.training.processes import Processes
+from nlprobe.processes import Processes
 from nlprobe.training.task import Loss
 
 # Losses stay on the device for so many steps; reading each would make an accelerator wait.

@@ -7,9 +7,9 @@ import torch
 
 from nlprobe.data import Batches, ImageDataset
 from nlprobe.errors import ConfigError
+from nlprobe.processes import Processes
 from nlprobe.suggestions import did_you_mean
 from nlprobe.training.classification import Classification, check_data
-from nlprobe.training.processes import Processes
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.task import Task
 

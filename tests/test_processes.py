@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nlprobe.errors import ConfigError
-from nlprobe.training import Processes
+from nlprobe.processes import Processes
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nlprobe.errors import ConfigError, NlprobeError
-from nlprobe.training import Processes
+from nlprobe.processes import Processes
 from nlprobe.training.tally import Tally
 from nlprobe.training.task import Loss
 
