@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-MODULES = ("start", "kernels", "blocks", "probe", "attention", "training")
+MODULES = ("start", "kernels", "blocks", "probe", "attention", "loading", "training")
 
 
 def main() -> int:

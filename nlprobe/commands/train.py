@@ -22,7 +22,7 @@ from nlprobe.commands.options import (
 from nlprobe.commands.pretrained import Start, WeightsType, fetch, found
 from nlprobe.commands.report import result, say, wrote
 from nlprobe.commands.training_curves import TensorBoard, TrainingCurves
-from nlprobe.commands.training_plan import batch, plan
+from nlprobe.commands.training_plan import batch, choices, plan
 from nlprobe.commands.training_progress import TrainingProgress
 from nlprobe.data import UnreadableImageError, open_dataset
 from nlprobe.errors import ConfigError
@@ -138,7 +138,7 @@ def _train(
     engine = started.engine
     if dry_run:
         if processes.leads:
-            result(started.plan())
+            result(started.plan() + choices(started.run.recipe))
         return
 
     processes.together(lambda: started.attach_tensorboard(ctx.params["tensorboard"]))

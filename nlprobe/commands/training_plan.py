@@ -7,6 +7,7 @@ import torch
 from nlprobe.commands.config import FILE_NAME
 from nlprobe.processes import Processes
 from nlprobe.training import Recipe
+from nlprobe.training.recipes import CHOICES
 from nlprobe.training.run import Run
 from nlprobe.training.state import FILES
 
@@ -39,6 +40,14 @@ def plan(run: Run, device: torch.device, out: Path, processes: Processes, own_ra
         f"files: {', '.join((*FILES, FILE_NAME))} in {out}",
     ]
     return "\n".join(lines)
+
+
+def choices(recipe: Recipe) -> str:
+    """What the text behind a recipe leaves open and how it was chosen, with a line break before; or nothing."""
+    if recipe.name not in CHOICES:
+        return ""
+    known = CHOICES[recipe.name]
+    return "\n".join([f"\nleft open by {known.text}, and chosen:", *(f"  {choice}" for choice in known.choices)])
 
 
 def batch(recipe: Recipe, processes: Processes) -> str:

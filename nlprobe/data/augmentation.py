@@ -19,6 +19,8 @@ from nlprobe.errors import ConfigError
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 _EIGENVECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
+_HUES = 255  # Pillow's hue 255 is its hue 0 again
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -96,7 +98,7 @@ class ScaleHSV(v2.Transform):
     def transform(self, inpt: Image.Image, params: dict[str, Any]) -> Image.Image:
         """Apply them through a look-up table for each channel."""
         hue, saturation, value = params["factors"]
-        table = [round(level * hue) % 256 for level in range(256)]
+        table = [round(level * hue) % _HUES for level in range(256)]
         table += [min(round(level * saturation), 255) for level in range(256)]
         table += [min(round(level * value), 255) for level in range(256)]
         return inpt.convert("HSV").point(table).convert("RGB")

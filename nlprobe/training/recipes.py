@@ -113,12 +113,6 @@ RECIPE_CLASSES: dict[str, type[Recipe]] = {"classification": Recipe}
 """The class of recipes by task."""
 
 
-# Section 5.2 of the paper. What its text leaves open, and what is chosen here:
-# - "cosine learning rate decay": once an epoch and down to zero, as the authors describe their scheduler; no warm-up.
-# - weight decay: 1e-4 on every parameter, the setting of the cited ResNet paper.
-# - the augmentation is in the paper's order; rotation fills corners with black, and PCA noise weights have σ = 0.1.
-# - single-crop evaluation: shorter side 256, central 224.
-# - the loss is plain cross-entropy: label smoothing is not mentioned.
 IMAGENET = Recipe(
     name="imagenet",
     epochs=120,
@@ -139,6 +133,38 @@ MINIATURE_IMAGENET = Recipe(
     augmentation=Augmentation(rotation=0.0, area=(0.9, 1.0), aspect=(0.9, 1.1), flip=0.0, hsv=(1.0, 1.0), pca=0.1),
     preprocessing=Preprocessing(resize=128, crop=128),
 )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a text leaves open, and what a recipe that follows it does there.
+
+    Attributes:
+        text: The text.
+        choices: A line for each.
+    """
+
+    text: str
+    choices: tuple[str, ...]
+
+
+CHOICES = {
+    "imagenet": Choices(
+        "the paper, section 5.2",
+        (
+            "cosine decay: once an epoch and down to zero, as the authors describe their scheduler; no warm-up",
+            "weight decay: 1e-4 on every parameter, that of the cited ResNet paper; momentum without Nesterov",
+            "loss: cross-entropy without label smoothing, which is not mentioned",
+            "rotation: the whole picture about its centre, bilinear, in its own size; corners turn black",
+            "crop: a uniform share of the area, the aspect uniform in its logarithm; drawn again if it does not fit",
+            "HSV: hue, saturation and value are each multiplied by a number of their own; the hue on its circle",
+            "PCA noise: σ = 0.1 for the three weights, with AlexNet's formula and the components that Torch published",
+            "single crop: shorter side 256, central 224; mean and deviation of torchvision's ImageNet weights",
+            "batch norm: each process has its own statistics, in the paper those of 64 images",
+        ),
+    )
+}
+"""By the name of the recipe; `--dry-run` shows them."""
 
 _RECIPES = {known.name: known for known in (IMAGENET, MINIATURE_IMAGENET)}
 
