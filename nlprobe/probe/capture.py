@@ -248,25 +248,33 @@ class Probe:
 
     def _images(self, capture: Capture, site: Site) -> int:
         """How many images the sets of a capture belong to."""
-        count = self._batch.count
-        if not isinstance(capture, PairwiseCapture) or not (capture.windows or site.block == "functional"):
-            return capture.sets
-        if capture.windows and (count is None or capture.sets % count):
+        count, sets = self._batch.count, capture.sets
+        if not isinstance(capture, PairwiseCapture):
+            return sets
+        if capture.windows:
+            if count is None or sets % count:
+                raise CaptureError(
+                    f"`{site.name}` has {sets} windows, which are no multiple of the {count} images of the batch",
+                    "pass the images as the first tensor of the model's forward call",
+                )
+            return count
+        if count is None or sets % count or sets == count:
+            return sets
+        functional, pictures = site.block == "functional", len(self._batch.size) == 2
+        if pictures and capture.x is not None and not functional:
+            return count  # the module was given several sets of positions for each picture, as MobileViT's are
+        if pictures or functional:
             raise CaptureError(
-                f"`{site.name}` has {capture.sets} windows, which are no multiple of the {count} images of the batch",
-                "pass the images as the first tensor of the model's forward call",
-            )
-        if not capture.windows and count is not None and capture.sets != count and capture.sets % count == 0:
-            raise CaptureError(
-                f"`{site.name}` computes {capture.sets} sets for {count} images: heads, windows or frames?",
+                f"`{site.name}` computes {sets} sets for {count} images: heads, windows or frames?",
                 f"describe it: `adapters=[nlprobe.AttentionModule('name', ({type(site.module).__name__},), heads=..., "
                 "windows=...)]`",
             )
-        return count if capture.windows and count is not None else capture.sets
+        return sets
 
     def _take(self, site: Site, capture: Capture, batch: SiteBatch) -> None:
-        """Reduce a capture to numbers."""
-        measurements, moments = measure(capture, self._wanted, site=site.name, prefix=site.prefix, images=batch.images)
+        """Reduce a capture to numbers; prefix tokens lie in the set of the whole image, not in windows of it."""
+        prefix = site.prefix if capture.sets == batch.images else 0
+        measurements, moments = measure(capture, self._wanted, site=site.name, prefix=prefix, images=batch.images)
         batch.calls.append(measurements)
         batch.moments.append(moments)
 

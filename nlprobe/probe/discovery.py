@@ -1,5 +1,6 @@
 """Finds attention that no adapter knows, by running the model once: functional products inside any module's forward."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nlprobe.probe.adapters import Adapter, AttentionModule, Call, Capture, Deliver
+from nlprobe.errors import CaptureError
+from nlprobe.probe.adapters import Adapter, AttentionModule, Call, Capture, Deliver, PairwiseCapture
 from nlprobe.probe.sites import Site
-from nlprobe.probe.watch import Frame, Watch
+from nlprobe.probe.watch import Frame, Product, Watch
 
 UNKNOWN = "it is not known where this module adds its attention to x; say so with `nlprobe.AttentionModule`"
 
@@ -37,6 +39,36 @@ class FunctionalAttention(AttentionModule):
     ) -> tuple[Tensor | None, Tensor | None]:
         """The input, where it has the queries' rows."""
         return super().ends(module, args, kwargs, result, call)[0], None
+
+    def captures(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
+    ) -> list[PairwiseCapture]:
+        """As always; maps between channels are refused.
+
+        Raises:
+            CaptureError: the map is one from channel to channel.
+        """
+        source = self.given_source(args, kwargs)
+        for product in call.frame.products:
+            if source is not None and _between_channels(product, source):
+                raise CaptureError(
+                    f"`{type(module).__name__}` attends from channel to channel: its maps have no positions",
+                    "choose the other sites with `sites=` (--site)",
+                )
+        return super().captures(module, args, kwargs, result, call)
+
+
+def _between_channels(product: Product, x: Tensor) -> bool:
+    """Whether queries are the channels of x, shared out among the heads, and their vectors run over its positions."""
+    if x.dim() not in (3, 4) or product.context.dim() < 3:
+        return False
+    n = product.context.shape[-2]
+    across = product.value.shape[-2] if product.query is None else product.query.shape[-1]
+    heads = product.context.shape[-3] if product.context.dim() > 3 else 1
+    layouts = [(math.prod(x.shape[1:-1]), x.shape[-1])]
+    if x.dim() == 4:
+        layouts.append((math.prod(x.shape[2:]), x.shape[1]))
+    return any(n != positions == across and n * heads == channels for positions, channels in layouts)
 
 
 class Discovery:

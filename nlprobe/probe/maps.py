@@ -154,7 +154,7 @@ class _Drawing(Probe):
         return self
 
     def _take(self, site: Site, capture: Capture, batch: SiteBatch) -> None:
-        if isinstance(capture, PairwiseCapture) and capture.windows:
+        if isinstance(capture, PairwiseCapture) and (capture.windows or capture.sets > batch.images):
             raise ConfigError(
                 f"`{site.name}` attends within windows, and a map is drawn over a whole image", "choose another site"
             )

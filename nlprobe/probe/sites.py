@@ -84,7 +84,8 @@ def known_sites(model: nn.Module, adapters: Sequence[Adapter] = ADAPTERS, prefix
             continue
         adapter = next((adapter for adapter in adapters if adapter.matches(module)), None)
         if adapter is not None:
-            tokens = prefix_tokens(model, path) if prefix is None else prefix
+            own = getattr(adapter, "prefix", None) if prefix is None else prefix
+            tokens = prefix_tokens(model, path) if own is None else own
             sites.append(Site(site_name(path), module, adapter, *adapter.describe(module), tokens))
             inside = path
     return sites

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import torch
 from probe_reference import brute_avg_dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def expected_maps(weights: Tensor, support: Tensor | None = None) -> dict[str, float]:
@@ -130,3 +131,102 @@ def assert_attention(
             if tensor is not None:
                 found = column(frame, quantity, **common)["avg_dist"]
                 np.testing.assert_allclose(found, brute_avg_dist(tensor[image, rows]), rtol=rtol, atol=1e-12)
+
+
+class WrittenOutPath(TorchFunctionMode):
+    """Notes what one timm module computes on its written-out path: weights, queries, keys, what enters and leaves it.
+
+    Queries and keys are the operands of the first matrix product that has the shape of the softmax's weights.
+    """
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {}
+        self._module, self._inside = model.get_submodule(path), False
+        self._products: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def of(self, model: nn.Module, *args: object) -> dict[str, Tensor]:
+        """Run the model."""
+        fused = getattr(self._module, "fused_attn", None)
+        if fused is not None:
+            self._module.fused_attn = False
+        handles = [self._module.register_forward_pre_hook(self._begin), self._module.register_forward_hook(self._end)]
+        with torch.no_grad(), self:
+            model(*args)
+        for handle in handles:
+            handle.remove()
+        if fused is not None:
+            self._module.fused_attn = fused
+        return self.seen
+
+    def _begin(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._inside, self.seen["x"] = True, args[0].clone()
+
+    def _end(self, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        self._inside, self.seen["output"] = False, output.clone()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if self._inside and func.__name__ in ("matmul", "__matmul__", "bmm"):
+            self._products.append((args[0], args[1].mT, result))
+        if self._inside and func.__name__ == "softmax":
+            query, key = next((q, k) for q, k, logits in self._products if logits.numel() == result.numel())
+            self.seen |= {"weights": result.clone(), "query": query.clone(), "key": key.clone()}
+        return result
+
+
+def assert_windows(
+    frame: pd.DataFrame,
+    weights: Tensor,
+    *,
+    site: str,
+    query: Tensor,
+    key: Tensor,
+    x: Tensor | None,
+    output: Tensor | None,
+    valid: Tensor | None = None,
+    hidden: float = 0.0,
+    rtol: float = 1e-6,
+) -> None:
+    """All records of one site hold the means over windows of what the library's own tensors give.
+
+    Args:
+        frame: The probe's records.
+        weights: (images, windows, heads, n, m).
+        site: The site.
+        query: (images, windows, heads, n, d).
+        key: (images, windows, heads, m, d).
+        x: (images, windows, n, c); None where no record of it may be there.
+        output: As `x`.
+        valid: (images, windows, n), False for padding; None where there is none.
+        hidden: Weights up to this are those of keys that a query may not see.
+        rtol: Relative tolerance.
+    """
+    images, windows, heads, n, m = weights.shape
+    rows = torch.ones(images, windows, n, dtype=torch.bool) if valid is None else valid
+    for image in range(images):
+        common = {"site": site, "image": image, "positions": "all" if valid is None else "valid"}
+        chosen = [rows[image, w] for w in range(windows)]
+
+        def check(quantity: str, values: list[float], head: str = "-", common: dict = common) -> None:
+            found = float(column(frame, quantity, head=head, **common)["avg_dist"])
+            np.testing.assert_allclose(found, np.nanmean(values), rtol=rtol, atol=1e-12, err_msg=quantity)
+
+        for head in range(heads):
+            maps = [weights[image, w, head][chosen[w]] for w in range(windows)]
+            each = [expected_maps(one, one > hidden) for one in maps]
+            record = column(frame, "att", head=str(head), **common)
+            means = {name: np.nanmean([one[name] for one in each]) for name in ("avg_dist", "entropy", "n_eff")}
+            assert_maps(record, means, rtol)
+            queries = [query[image, w, head][chosen[w]].double() for w in range(windows)]
+            keys = [key[image, w, head].double() for w in range(windows)]
+            check("query", [brute_avg_dist(one) for one in queries], str(head))
+            check("prod", [brute_avg_dist(q @ k.T) for q, k in zip(queries, keys, strict=True)], str(head))
+            placed = [k[at] if n == m else k for k, at in zip(keys, chosen, strict=True)]
+            check("key", [brute_avg_dist(one) for one in placed], str(head))
+        for quantity, tensor in (("input", x), ("output", output)):
+            if tensor is None:
+                assert frame.query("quantity == @quantity and site == @site").empty, quantity
+            else:
+                check(quantity, [brute_avg_dist(tensor[image, w][chosen[w]]) for w in range(windows)])
+    assert set(frame.query("site == @site")["groups"]) == {windows}

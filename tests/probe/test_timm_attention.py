@@ -8,31 +8,10 @@ import torch
 from attention_reference import assert_attention, column, expected_maps
 from timm.layers import GlobalContext, NonLocalAttn
 from timm.layers.attention import Attention, AttentionRope
+from timm_models import B, pictures, run, seeded
 from torch import Tensor, nn
 
 import nlprobe
-from nlprobe.probe import Probe
-
-B = 2
-
-
-def seeded(model: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    model = model.double().eval()
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1 and "embed" not in name:
-            nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def run(model: nn.Module, *args, **kwargs) -> Probe:
-    with torch.no_grad(), nlprobe.probe(model) as probe:
-        model(*args, **kwargs)
-    return probe
-
-
-def pictures(side: int = 32, channels: int = 3) -> Tensor:
-    return torch.randn(B, channels, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def written_out(model: nn.Module, path: str, *args, **kwargs) -> dict[str, Tensor]:
@@ -241,18 +220,25 @@ EXPLORED: dict[str, set[str] | str] = {
     "twins_svt_small": {"timm.LocallyGroupedAttn", "timm.reduced attention"},
     "maxvit_nano_rw_256": {"timm.AttentionCl"},
     "coatnet_nano_rw_224": {"timm.Attention2d"},
-    "davit_tiny": {"timm.WindowAttention", "functional"},
+    "davit_tiny": "attends from channel to channel",
     "levit_128s": {"functional"},
-    "xcit_nano_12_p16_224": {"functional"},
+    "xcit_nano_12_p16_224": "attends from channel to channel",
     "mvitv2_tiny": {"functional"},
     "mobilevit_xxs": {"timm.Attention"},
     "gcresnet33ts": {"timm.GlobalContext"},
     "botnet26t_256": {"timm.BottleneckAttn"},
     "efficientvit_m0": "4 sets for 1 images",
-    "gcvit_xxtiny": "64 sets for 1 images",
-    "volo_d1_224": "6 sets for 1 images",
+    "gcvit_xxtiny": {"timm.WindowAttention"},
+    "hiera_tiny_224": {"timm.MaskUnitAttention"},
+    "jx_nest_tiny": {"timm.nest.Attention"},
+    "halonet26t": {"timm.HaloAttn"},
+    "resnet50_clip": {"timm.AttentionPool2d"},
+    "crossvit_tiny_240": {"timm.Attention", "timm.ClassAttn"},
+    "volo_d1_224": "adds the overlapping neighbourhoods up",
+    "convit_tiny": "mixes two softmax maps",
+    "coat_tiny": "is linear attention",
     "repvit_m1": "no attention was seen",
-    "cait_xxs24_224": {"functional"},
+    "cait_xxs24_224": "talking heads",
 }
 """The blocks that a family's attention is read as, or the words with which it is refused."""
 

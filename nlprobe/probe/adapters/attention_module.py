@@ -1,5 +1,6 @@
 """Adapter for modules that compute softmax(q kᵀ) v themselves, fused or written out, described in a few words."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,14 +42,16 @@ class AttentionModule:
         output: The sub-module whose result is z − x; "" for the module's own result.
         layout: Axes of x and of the output: "b n c", "n b c", "n c", "b h w c" or "b c h w".
         heads: Attribute with the number of heads, for products in which heads and sets share a dimension.
-        projection: The linear sub-module W_o that takes A·V, heads side by side, straight to the output; the audit
-            recomputes it. "" where something lies between.
+        projection: The sub-module W_o (linear, a 1×1 convolution or the identity) that takes A·V, heads side by side,
+            straight to the output; the audit recomputes it. "" where something lies between.
         windows: Whether an image has several sets of positions (windows); rows of x that are zero fill them up, and are
             left out as queries.
         cross: Whether keys and queries come from different inputs.
         key_groups: Attribute with the number of queries' heads that share a head of keys, where the keys come repeated.
         hidden_below: The bias at and under which a key counts as hidden.
         residual: Whether the module adds its output to x itself.
+        prefix: How many of the first positions are no places in the image, where the class says it better than the
+            model.
         settings: Attributes to show.
         where: A further condition.
     """
@@ -65,6 +68,7 @@ class AttentionModule:
     key_groups: str = ""
     hidden_below: float = HIDDEN_BELOW
     residual: bool = False
+    prefix: int | None = None
     settings: tuple[str, ...] = ("num_heads", "scale", "dropout")
     where: Callable[[nn.Module], bool] | None = None
 
@@ -141,20 +145,39 @@ class AttentionModule:
             x, out = None, None
         crossed = self.crosses(module, args, kwargs)
         found = [self.capture(module, product, x, out, several=len(products) > 1) for product in products]
-        return [replace(one, self_attention=not crossed and one.n_queries == one.n_keys) for one in found]
+        placed = [self.placed(module, self.given_source(args, kwargs), one) for one in found]
+        return [replace(one, self_attention=not crossed and one.n_queries == one.n_keys) for one in placed]
+
+    def placed(self, module: nn.Module, source: Tensor | None, capture: PairwiseCapture) -> PairwiseCapture:
+        """With the grid that the layout or the module's `window_size` gives its positions; as it is without one."""
+        grid: tuple[int, ...] = ()
+        if source is not None and source.dim() == 4 and self.layout in ("b h w c", "b c h w"):
+            grid = tuple(source.shape[1:3] if self.layout == "b h w c" else source.shape[2:])
+        elif self.windows and isinstance(size := getattr(module, "window_size", None), tuple | list):
+            grid = tuple(size)
+        if math.prod(grid) != capture.n_queries or not grid:
+            return capture
+        return replace(
+            capture, query_grid=grid, key_grid=grid if capture.n_keys == capture.n_queries else (capture.n_keys,)
+        )
 
     def crosses(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the keys of this call come from another input than the queries."""
         return self.cross
 
-    def ends(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The rows (s, n, c) of x and of the output, where they are what the adapter says."""
+    def given_source(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The argument that holds x; None where it is no tensor."""
         if isinstance(self.source, int):
             x = args[self.source] if len(args) > self.source else next(iter(kwargs.values()), None)
         else:
             x = kwargs[self.source] if self.source in kwargs else args[0] if args else None
+        return x if isinstance(x, Tensor) else None
+
+    def ends(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The rows (s, n, c) of x and of the output, where they are what the adapter says."""
+        x = self.given_source(args, kwargs)
         out = call.output if self.output else _first_tensor(result)
         return tuple(
             as_rows(tensor.detach(), self.layout) if isinstance(tensor, Tensor) and tensor.dim() > 1 else None
@@ -213,13 +236,25 @@ class AttentionModule:
         return replace(captured, errors=lambda: self.errors(module, captured))
 
     def errors(self, module: nn.Module, capture: PairwiseCapture) -> dict[str, float]:
-        """W_o·A·V + b against the output, where the projection takes A·V straight to it."""
+        """W_o·A·V + b against the output, where the projection takes A·V straight to it; padding is left out."""
         if not self.projection or capture.output is None:
             return {}
         layer = module.get_submodule(self.projection)
-        assert isinstance(layer, nn.Linear)
-        merged = at_least_single(capture.context).transpose(1, 2).flatten(2)  # (s, h, n, dv) -> (s, n, h·dv)
-        return {"W_o": relative_error(linear(merged, layer), capture.output)}
+        if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Identity):
+            raise CaptureError(
+                f"the `projection` of `{self.block}` is a `{type(layer).__name__}`, which is no linear map",
+                "leave `projection` out where something else lies between A·V and the output",
+            )
+        expected, found = self.merged(at_least_single(capture.context)), capture.output
+        if not isinstance(layer, nn.Identity):
+            expected = linear(expected, layer)
+        if capture.valid is not None:
+            expected, found = expected[capture.valid], found[capture.valid]
+        return {"W_o": relative_error(expected, found)}
+
+    def merged(self, context: Tensor) -> Tensor:
+        """A·V (s, h, n, dv) with its heads side by side, as the projection takes it: (s, n, h·dv)."""
+        return context.transpose(1, 2).flatten(2)
 
 
 def _not_padding(x: Tensor | None) -> Tensor | None:

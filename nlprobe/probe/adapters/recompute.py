@@ -16,10 +16,13 @@ def at_least_single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def linear(rows: Tensor, layer: nn.Linear) -> Tensor:
-    """`layer` applied to `rows` in at least single precision, without calling the module (and its hooks)."""
+def linear(rows: Tensor, layer: nn.Linear | nn.Conv2d) -> Tensor:
+    """`layer`, which may be a 1×1 convolution, applied to `rows` in at least single precision.
+
+    The module itself is not called, nor are its hooks.
+    """
     bias = None if layer.bias is None else at_least_single(layer.bias)
-    return F.linear(rows, at_least_single(layer.weight), bias)
+    return F.linear(rows, at_least_single(layer.weight).flatten(1), bias)
 
 
 def relative_error(expected: Tensor, found: Tensor) -> float:

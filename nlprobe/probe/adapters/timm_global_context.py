@@ -1,6 +1,6 @@
 """Adapter for timm's `GlobalContext`: one map for all queries, with scale fusion (`gc`) or additive fusion (`gca`)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ class _Call:
 
     logits: Tensor | None = None
     context: Tensor | None = None
-    transformed: Tensor | None = None
+    scaled: Tensor | None = None
+    added: Tensor | None = None
 
 
 class TimmGlobalContext:
@@ -43,58 +44,60 @@ class TimmGlobalContext:
     def attach(self, module: nn.Module, deliver: Deliver, watch: Watch) -> list[RemovableHandle]:
         """Hook the block, its mask and its MLPs."""
         call = _Call()
-        additive = module.mlp_scale is None
 
         def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            call.logits = call.context = call.transformed = None
+            call.logits = call.context = call.scaled = call.added = None
 
         def mask(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> None:
             call.logits = logits.detach().flatten(1)
 
-        def transform(_: nn.Module, args: tuple[Tensor, ...], transformed: Tensor) -> None:
-            call.context, call.transformed = args[0].detach().flatten(1), transformed.detach().flatten(1)
+        def scale(_: nn.Module, args: tuple[Tensor, ...], transformed: Tensor) -> None:
+            call.context, call.scaled = args[0].detach().flatten(1), transformed.detach()
+
+        def add(_: nn.Module, args: tuple[Tensor, ...], transformed: Tensor) -> None:
+            call.context, call.added = args[0].detach().flatten(1), transformed.detach()
 
         def end(_: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
-            if call.context is None or call.transformed is None:
+            if call.context is None:
                 raise CaptureError("a `GlobalContext` ran without its MLP", "leave the site out (--site)")
             with torch.no_grad():
-                found = _capture(args[0].detach(), z.detach(), call.logits, call.context, call.transformed, additive)
-            call.logits = call.context = call.transformed = None
+                found = _capture(module, args[0].detach(), z.detach(), replace(call))
+            call.logits = call.context = call.scaled = call.added = None
             deliver(found)
 
-        mlp = module.mlp_add if additive else module.mlp_scale
-        assert isinstance(mlp, nn.Module)
-        handles = [
-            module.register_forward_pre_hook(begin),
-            mlp.register_forward_hook(transform),
-            module.register_forward_hook(end),
-        ]
-        if isinstance(module.conv_attn, nn.Module):
-            handles.append(module.conv_attn.register_forward_hook(mask))
+        handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+        for name, hook in (("conv_attn", mask), ("mlp_scale", scale), ("mlp_add", add)):
+            if isinstance(part := getattr(module, name), nn.Module):
+                handles.append(part.register_forward_hook(hook))
         return handles
 
 
-def _capture(
-    x: Tensor, z: Tensor, logits: Tensor | None, context: Tensor, transformed: Tensor, additive: bool
-) -> SingleMapCapture:
+def _capture(module: nn.Module, x: Tensor, z: Tensor, call: _Call) -> SingleMapCapture:
     rows, result = at_least_single(rows_of(x)), at_least_single(rows_of(z))
+    additive = call.scaled is None
 
     def errors() -> dict[str, float]:
-        wide = rows
-        weights = wide.new_ones(wide.shape[:2]) / wide.shape[1] if logits is None else None
-        if weights is None:
-            assert logits is not None
-            weights = torch.softmax(at_least_single(logits), -1)
-        found = {"A·V": relative_error(torch.einsum("bn,bnc->bc", weights, wide), context)}
-        if additive:
-            found["fusion"] = relative_error(wide + at_least_single(transformed).unsqueeze(1), result)
-        return found
+        assert call.context is not None
+        if call.logits is None:
+            weights = rows.new_ones(rows.shape[:2]) / rows.shape[1]
+        else:
+            weights = torch.softmax(at_least_single(call.logits), -1)
+        fused = rows
+        if call.scaled is not None:
+            assert isinstance(module.gate, nn.Module)
+            fused = fused * type(module.gate).forward(module.gate, at_least_single(call.scaled)).flatten(1).unsqueeze(1)
+        if call.added is not None:
+            fused = fused + at_least_single(call.added).flatten(1).unsqueeze(1)
+        return {
+            "A·V": relative_error(torch.einsum("bn,bnc->bc", weights, rows), call.context),
+            "fusion": relative_error(fused, result),
+        }
 
     return SingleMapCapture(
         x=rows_of(x),
         output=None if additive else result - rows,
-        shift=transformed if additive else None,
-        logits=logits,
+        shift=call.added.flatten(1) if additive and call.added is not None else None,
+        logits=call.logits,
         query_grid=tuple(x.shape[2:]),
         errors=errors,
     )

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from nlprobe.probe.adapters.attention_module import AttentionModule, Call
 from nlprobe.probe.adapters.layout import as_rows
 from nlprobe.probe.adapters.protocol import PairwiseCapture
-from nlprobe.probe.adapters.recompute import at_least_single, linear, relative_error
 
 SWIN_HIDDEN = -99.0
 """Swin hides keys of other regions with −100."""
@@ -26,6 +25,7 @@ class MultiheadAttention(AttentionModule):
     block: str = "nn.MultiheadAttention"
     classes: tuple[type | str, ...] = (nn.MultiheadAttention,)
     source: int | str = "query"
+    projection: str = "out_proj"
 
     def ends(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
@@ -41,14 +41,6 @@ class MultiheadAttention(AttentionModule):
         query = args[0] if args else kwargs["query"]
         return query is not (args[1] if len(args) > 1 else kwargs["key"])
 
-    def errors(self, module: nn.Module, capture: PairwiseCapture) -> dict[str, float]:
-        """W_o·A·V + b against the output."""
-        assert isinstance(module, nn.MultiheadAttention)
-        if capture.output is None:
-            return {}
-        merged = at_least_single(capture.context).transpose(1, 2).flatten(2)  # (s, h, n, dv) -> (s, n, h·dv)
-        return {"W_o": relative_error(linear(merged, module.out_proj), capture.output)}
-
 
 @dataclass(frozen=True)
 class TorchvisionSwin(AttentionModule):
@@ -61,6 +53,7 @@ class TorchvisionSwin(AttentionModule):
 
     block: str = "torchvision.ShiftedWindowAttention"
     classes: tuple[type | str, ...] = ("torchvision.models.swin_transformer.ShiftedWindowAttention",)
+    projection: str = "proj"
     windows: bool = True
     hidden_below: float = SWIN_HIDDEN
 

@@ -87,9 +87,8 @@ class TransformersAttention(AttentionModule):
         if capture.output is None or not self.output:
             return {}
         layer = module.get_submodule(self.output)
-        merged = capture.context.transpose(1, 2).flatten(2)  # (s, h, n, dv) -> (s, n, h·dv)
         weight = next(layer.parameters())
-        expected = type(layer).forward(layer, merged.to(weight.dtype))
+        expected = type(layer).forward(layer, self.merged(capture.context).to(weight.dtype))
         return {"W_o": relative_error(at_least_single(expected), capture.output)}
 
 
