@@ -65,11 +65,17 @@ class _Link:
 
 
 class Chains:
-    """The tensors of one module's call that stand between a product and its use; they are referred to weakly."""
+    """The tensors of one module's call that stand between a product and its use; they are referred to weakly.
+
+    Attributes:
+        lost: The functions that changed weights before they met values.
+        changed: Those among them whose weights are a softmax of queries' and keys' product: attention for certain.
+    """
 
     def __init__(self) -> None:
         self._links = WeakTensorKeyDictionary()
         self.lost: list[str] = []
+        self.changed: list[str] = []
 
     def __bool__(self) -> bool:
         return len(self._links) > 0
@@ -131,7 +137,7 @@ class Chains:
                     derived = _derived(link, name, place, source, args, kwargs, result)
                     if derived is None and name not in ("__get__", "size", "dim"):
                         if link.weights:
-                            self.lost.append(name)
+                            self._lose(link, name)
                         elif result.shape == source.shape:
                             # what was done to the logits is not understood: they are taken as they are
                             derived = replace(link, given=result)
@@ -145,9 +151,14 @@ class Chains:
         """A part of the tensor was replaced: logits are taken as they are, weights are lost."""
         link = self._links.pop(tensor)
         if link.weights:
-            self.lost.append("an assignment")
+            self._lose(link, "an assignment")
         else:
             self._links[tensor] = replace(link, given=tensor)
+
+    def _lose(self, link: _Link, name: str) -> None:
+        self.lost.append(name)
+        if link.query is not None:
+            self.changed.append(name)
 
     def _finish(self, first: Tensor, second: Tensor, result: Tensor) -> WrittenOut | None:
         link = self._links.get(first)

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nlprobe.errors import CaptureError
 from nlprobe.probe.adapters import Adapter, AttentionModule, Call, Capture, Deliver, PairwiseCapture
-from nlprobe.probe.sites import Site
+from nlprobe.probe.sites import Site, site_name
 from nlprobe.probe.watch import Frame, Product, Watch
 
 UNKNOWN = "it is not known where this module adds its attention to x; say so with `nlprobe.AttentionModule`"
@@ -21,18 +21,24 @@ class FunctionalAttention(AttentionModule):
     """Attention that a module's forward computes by functions, in a class that no adapter knows.
 
     Queries, keys, values, scale and mask are seen; where the attention is added to x is not known, so `output` is
-    absent. While a model is searched, modules without attention are passed over.
+    absent.
+
+    Attributes:
+        unseen: Called in place of the error where a call showed no product, while a model is searched: most modules
+            have no attention.
     """
 
     block: str = "functional"
     classes: tuple[type | str, ...] = ()
     heads: str = ""
-    searching: bool = False
+    unseen: Callable[[nn.Module, Frame], None] | None = None
 
     def refuse_unseen(self, module: nn.Module, frame: Frame) -> None:
         """As always, but not while searching."""
-        if not self.searching:
+        if self.unseen is None:
             super().refuse_unseen(module, frame)
+        elif not frame.products:
+            self.unseen(module, frame)
 
     def ends(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, call: Call
@@ -88,9 +94,9 @@ class Discovery:
         self._deliver: dict[str, Deliver | None] = {}
         self._handles: list[RemovableHandle] = []
         known = {id(part): None for site in sites for part in site.module.modules()}
-        searcher = FunctionalAttention(searching=True)
         for path, module in model.named_modules():
-            if id(module) not in known:
+            if id(module) not in known and not _layer(module):
+                searcher = FunctionalAttention(unseen=self._refusal(path))
                 self._handles += searcher.attach(module, self._receiver(path, module), watch)
         for site in sites:
             if not isinstance(site.adapter, AttentionModule):
@@ -104,13 +110,34 @@ class Discovery:
 
     def _receiver(self, path: str, module: nn.Module) -> Deliver:
         def receive(capture: Capture) -> None:
-            if path not in self._deliver:
-                self._deliver[path] = self._found(path, module)
-            deliver = self._deliver[path]
+            deliver = self._delivery(path, module)
             if deliver is not None:
                 deliver(capture)
 
         return receive
+
+    def _refusal(self, path: str) -> Callable[[nn.Module, Frame], None]:
+        """Refuses attention whose weights are changed before they are used, where that is a chosen site."""
+
+        def refuse(module: nn.Module, frame: Frame) -> None:
+            if frame.chains.changed and self._delivery(path, module) is not None:
+                raise CaptureError(
+                    f"the maps of `{site_name(path)}` (`{type(module).__name__}`) cannot be measured: its weights go "
+                    f"through `{frame.chains.changed[0]}` before they meet the values",
+                    "choose the other sites with `sites=` (--site)",
+                )
+
+        return refuse
+
+    def _delivery(self, path: str, module: nn.Module) -> Deliver | None:
+        if path not in self._deliver:
+            self._deliver[path] = self._found(path, module)
+        return self._deliver[path]
+
+
+def _layer(module: nn.Module) -> bool:
+    """Whether it is a layer of torch's without parts: what it does to logits and weights belongs to who calls it."""
+    return type(module).__module__.startswith("torch.nn.modules.") and next(module.children(), None) is None
 
 
 def shielded(module: nn.Module, watch: Watch) -> list[RemovableHandle]:

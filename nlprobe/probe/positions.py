@@ -11,8 +11,9 @@ from torch import Tensor, nn
 def prefix_tokens(model: nn.Module, path: str) -> int:
     """How many tokens come before those of the image, as the model's own classes say it.
 
-    Looked for from the site upwards: `num_prefix_tokens` (timm), `class_token` (torchvision's VisionTransformer),
-    class, distillation and register tokens of the `embeddings` (Hugging Face); 0 where nothing says so.
+    Looked for from the site upwards: `num_prefix_tokens` (timm), `num_tokens` beside a `cls_token` (timm's PiT),
+    `cls_token_0` (timm's CrossViT), `class_token` (torchvision's VisionTransformer), class, distillation and register
+    tokens of the `embeddings` (Hugging Face); 0 where nothing says so.
 
     Args:
         model: The model.
@@ -24,6 +25,11 @@ def prefix_tokens(model: nn.Module, path: str) -> int:
         count = getattr(ancestor, "num_prefix_tokens", None)
         if isinstance(count, int):
             return count
+        count = getattr(ancestor, "num_tokens", None)
+        if isinstance(count, int) and isinstance(getattr(ancestor, "cls_token", None), Tensor):
+            return count
+        if isinstance(token := getattr(ancestor, "cls_token_0", None), Tensor):
+            return token.shape[-2]
         if isinstance(getattr(ancestor, "class_token", None), Tensor):
             return 1
         embeddings = getattr(ancestor, "embeddings", None)

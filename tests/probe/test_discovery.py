@@ -316,3 +316,33 @@ def test_a_probe_goes_on_from_its_saved_state_with_what_it_has_found() -> None:
         finished.restore(whole.state())
     assert [site.name for site in finished.sites] == ["1"]
     assert finished.frame().equals(whole.frame())
+
+
+class WithLayers(nn.Module):
+    """Softmax and dropout as layers, as much code has them, and perhaps a convolution that mixes the heads' weights."""
+
+    def __init__(self, *, talking: bool) -> None:
+        super().__init__()
+        self.qkv, self.softmax, self.dropout = nn.Linear(C, 3 * C), nn.Softmax(-1), nn.Dropout(0.1)
+        self.mix = nn.Conv2d(H, H, 1) if talking else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).unflatten(2, (3, H, D)).permute(2, 0, 3, 1, 4)
+        return (self.mix(self.dropout(self.softmax(query @ key.mT))) @ value).transpose(1, 2).flatten(2)
+
+
+def test_softmax_and_dropout_may_be_layers() -> None:
+    module = WithLayers(talking=False).double().eval()
+    x = images()
+    query, key, _ = module.qkv(x).unflatten(2, (3, H, D)).permute(2, 0, 3, 1, 4).detach()
+    frame = run(nn.Sequential(module), x).frame()
+    assert_attention(frame, (query @ key.mT).softmax(-1), site="0", query=query, key=key, x=x)
+
+
+def test_attention_that_cannot_be_read_is_not_passed_over_beside_others() -> None:
+    model = nn.Sequential(WithLayers(talking=False), WithLayers(talking=True)).double().eval()
+    with pytest.raises(CaptureError, match=r"`1` .* go through `conv2d` before they meet the values"):
+        run(model, images())
+    with torch.no_grad(), nlprobe.probe(model, "0") as probe:
+        model(images())
+    assert [site.name for site in probe.sites] == ["0"]

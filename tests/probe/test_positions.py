@@ -16,6 +16,9 @@ def test_class_tokens_are_counted_as_the_models_own_classes_say() -> None:
     assert prefix_tokens(pooled, "blocks.0.attn") == 0
     assert prefix_tokens(nn.Sequential(vit), "0.encoder.layers.encoder_layer_0.self_attention") == 1
     assert prefix_tokens(nn.Linear(2, 2), "") == 0
+    assert prefix_tokens(timm.create_model("pit_ti_distilled_224"), "transformers.0.blocks.0.attn") == 2
+    assert prefix_tokens(timm.create_model("crossvit_tiny_240"), "blocks.0.blocks.0.0.attn") == 1
+    assert prefix_tokens(timm.create_model("volo_d1_224"), "network.2.0.attn") == 0
 
 
 @pytest.mark.parametrize(

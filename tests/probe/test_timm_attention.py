@@ -1,17 +1,22 @@
 """timm's models against the attention weights that their own written-out path computes, in float64."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import timm
 import torch
 from attention_reference import assert_attention, column, expected_maps
+from probe_reference import brute_avg_dist
 from timm.layers import GlobalContext, NonLocalAttn
 from timm.layers.attention import Attention, AttentionRope
+from timm.layers.pos_embed_rel import RelPosBias
+from timm.models.vision_transformer_relpos import RelPosAttention
 from timm_models import B, pictures, run, seeded
 from torch import Tensor, nn
 
 import nlprobe
+from nlprobe.errors import ConfigError
 
 
 def written_out(model: nn.Module, path: str, *args, **kwargs) -> dict[str, Tensor]:
@@ -186,25 +191,91 @@ def test_a_non_local_block_is_measured_with_its_norm() -> None:
         x=rows,
         output=output,
     )
+    assert set(probe.audit()[0].errors) == {"A·V", "W_z", "x + W_z·A·V"}
     update = column(probe.frame(), "output", site=".")["update"]
     assert update == pytest.approx(float(output[0].norm() / rows[0].norm()), rel=1e-9)
 
 
-@pytest.mark.parametrize("fusion", ["scale", "add"])
-def test_global_context_has_one_map_and_says_its_fusion(fusion: str) -> None:
-    block = seeded(GlobalContext(16, fuse_add=fusion == "add", fuse_scale=fusion == "scale"))
+FUSIONS = {"scale": (True, False), "add": (False, True), "scale and add": (True, True)}
+
+
+@pytest.mark.parametrize("attention", [True, False], ids=["attention", "average"])
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_global_context_has_one_map_and_says_its_fusion(fusion: str, attention: bool) -> None:
+    scale, add = FUSIONS[fusion]
+    block = seeded(GlobalContext(16, use_attn=attention, fuse_add=add, fuse_scale=scale))
     x = pictures(6, 16)
     probe = run(block, x)
-    assert probe.sites[0].settings["fusion"] == fusion
+    assert probe.sites[0].settings == {"pooling": "attention" if attention else "average", "fusion": fusion}
     assert probe.audit()[0].status == "passed"
-    record = column(probe.frame(), "att", site=".", head="0")
+    assert set(probe.audit()[0].errors) == {"A·V", "fusion"}
     with torch.no_grad():
-        weights = block.conv_attn(x).flatten(2).softmax(-1)
-    expected = expected_maps(weights[0])
-    assert record["by_construction"]
-    assert record["avg_dist"] == 0
-    assert record["entropy"] == pytest.approx(expected["entropy"], rel=1e-9)
-    assert bool(column(probe.frame(), "output", site=".")["by_construction"]) == (fusion == "add")
+        logits = block.conv_attn(x).flatten(2) if attention else x.new_zeros(B, 1, 36)
+        output = (block(x) - x).flatten(2).mT
+    rows = x.flatten(2).mT
+    for image in range(B):
+        record = column(probe.frame(), "att", site=".", head="0", image=image)
+        expected = expected_maps(logits[image].softmax(-1))
+        assert record["by_construction"]
+        assert record["avg_dist"] == 0
+        assert record["entropy"] == pytest.approx(expected["entropy"], rel=1e-9)
+        assert record["n_eff"] == pytest.approx(expected["n_eff"], rel=1e-9)
+        inputs = column(probe.frame(), "input", site=".", image=image)
+        assert inputs["avg_dist"] == pytest.approx(brute_avg_dist(rows[image]), rel=1e-9)
+        found = column(probe.frame(), "output", site=".", image=image)
+        assert bool(found["by_construction"]) is not scale
+        assert found["avg_dist"] == pytest.approx(brute_avg_dist(output[image]), rel=1e-9, abs=1e-12)
+        assert found["update"] == pytest.approx(float(output[image].norm() / rows[image].norm()), rel=1e-9)
+
+
+@pytest.mark.parametrize("part", ["conv_attn", "gate", "mlp_add"])
+def test_a_falsified_global_context_is_caught(part: str) -> None:
+    block = seeded(GlobalContext(16, fuse_add=True))
+
+    def half(_: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        return result * 0.5
+
+    with torch.no_grad(), nlprobe.probe(block) as probe:
+        handle = block.get_submodule(part).register_forward_hook(half)  # after the probe's own hook
+        with pytest.raises(nlprobe.CaptureError, match="is off"):
+            block(pictures(6, 16))
+        handle.remove()
+        block(pictures(6, 16))
+    assert probe.audit()[0].calls == 1
+
+
+def test_relative_positions_are_a_bias_and_no_mask() -> None:
+    bias = partial(RelPosBias, window_size=(4, 4))
+    module = seeded(RelPosAttention(32, num_heads=4, rel_pos_cls=bias))
+    nn.init.normal_(module.rel_pos.relative_position_bias_table)
+    x = torch.randn(B, 16, 32, dtype=torch.float64)
+    expected = written_out(module, "", x)
+    probe = run(module, x)
+    assert_attention(probe.frame(), expected["weights"], site=".", x=x, output=expected["output"])
+    assert probe.audit()[0].masks == ["bias"]
+    assert set(probe.audit()[0].errors) == {"A·V", "W_o"}
+
+
+def test_pictures_that_are_dealt_out_to_several_sets_are_one_image_each() -> None:
+    model = seeded(timm.create_model("mobilevit_xxs"))
+    probe = run(model, pictures(64))
+    assert set(probe.frame()["image"]) == {"0", "1"}
+    assert set(probe.frame().query("quantity == 'att'")["groups"]) == {4}
+    with pytest.raises(ConfigError, match="attends within windows"):
+        nlprobe.attention_map(model, pictures(64)[:1], [(0, 0)], site=probe.sites[0].name)
+
+
+def test_heads_in_the_batch_of_a_described_class_are_not_taken_for_sets() -> None:
+    class HeadsInFront(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            heads = x.flatten(2).mT.unflatten(2, (2, 8)).transpose(1, 2).flatten(0, 1)  # (b·h, n, d)
+            mixed = nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            return mixed.unflatten(0, (-1, 2)).transpose(2, 3).reshape(x.shape)
+
+    described = nlprobe.AttentionModule("own", (HeadsInFront,), layout="b c h w")
+    model = HeadsInFront()
+    with pytest.raises(nlprobe.CaptureError, match="4 sets for 2 images"), nlprobe.probe(model, adapters=[described]):
+        model(pictures(4, 16))
 
 
 def test_a_falsified_scale_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,8 @@ _WINDOWS = (
 
 _REFUSED = (
     RefusedAttention(
-        ("timm.models.cait.TalkingHeadAttn",), "mixes the heads' weights after the softmax (talking heads)"
+        ("timm.models.cait.TalkingHeadAttn", "timm.models.efficientformer_v2.Attention2d"),
+        "mixes the heads' weights after the softmax (talking heads)",
     ),
     RefusedAttention(("timm.models.convit.GPSA",), "mixes two softmax maps and renormalises the sum"),
     RefusedAttention(("timm.layers.diff_attention.DiffAttention",), "subtracts one softmax map from another"),
@@ -62,6 +63,11 @@ _REFUSED = (
         ("timm.models.coat.FactorAttnConvRelPosEnc", "timm.models.mobilevit.LinearSelfAttention"),
         "is linear attention, which has no map from position to position",
     ),
+    RefusedAttention(
+        ("timm.layers.lambda_layer.LambdaLayer",),
+        "turns the context into linear maps (lambdas), and has no map from position to position",
+    ),
+    RefusedAttention(("timm.models.csatv2.SpatialTransformerBlock",), "attends from image to image of a batch"),
 )
 
 TIMM_ADAPTERS = (
