@@ -274,7 +274,7 @@ def test_published_weights_come_from_the_cache_by_name(data: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
     config = replace(entry(MODEL).config, insertions=(), classes=1000)
-    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints").mkdir(exist_ok=True)
     torch.save(build(config, seed=5).state_dict(), tmp_path / "checkpoints" / "resnet50-11ad3fa6.pth")
     assert train(data, tmp_path / "run", *named) == 0
     assert f"pretrained: {whole} in {tmp_path}" in capsys.readouterr().err
