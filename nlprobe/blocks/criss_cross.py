@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nlprobe.blocks.gamma import Gamma
 from nlprobe.blocks.rows import add_rows, to_rows
 from nlprobe.blocks.settings import BlockConfig, check_positive_integer, check_switch
 from nlprobe.errors import ConfigError
@@ -92,7 +93,7 @@ class CrissCross(nn.Module):
     | `key` | K | `key_conv` |
     | `value` | V | `value_conv` |
     | `attention` | A, affinity and aggregation | `INF`, the softmax over the concatenation, two `bmm` / `einsum` |
-    | `gamma` | - | `gamma` (CCNet, shape [1]), `gamma.scale` (mmcv, shape []) |
+    | `gamma.gamma` | - | `gamma` (CCNet, shape [1]), `gamma.scale` (mmcv, shape []) |
     | `recurrence` | R | the head's loop over one module |
 
     The 1x1 convolutions of those are linear layers on rows here, drawn as torch draws both. There is no W_z and no
@@ -124,14 +125,14 @@ class CrissCross(nn.Module):
         self.key = nn.Linear(channels, width, bias=config.bias)
         self.value = nn.Linear(channels, channels, bias=config.bias)
         self.attention = CrissCrossAttention()
-        self.gamma = nn.Parameter(torch.empty(1))
+        self.gamma = Gamma(0.0 if config.zero_init else 1.0)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all weights anew, as torch draws linear layers; γ is 0 or 1, as `zero_init` says."""
         for linear in (self.query, self.key, self.value):
             linear.reset_parameters()
-        nn.init.constant_(self.gamma, 0.0 if self.config.zero_init else 1.0)
+        self.gamma.reset_parameters()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """z, in the memory layout of x."""
@@ -148,7 +149,8 @@ class CrissCross(nn.Module):
 
     def step(self, rows: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """γ y of one step."""
-        return self.gamma * self.attention(self.query(rows), self.key(rows), self.value(rows))
+        update: Tensor = self.gamma(self.attention(self.query(rows), self.key(rows), self.value(rows)))
+        return update
 
     def extra_repr(self) -> str:
         """All settings, as `print` shows them."""

@@ -9,7 +9,7 @@ from torch import nn
 from nlprobe.measuring import Inputs, forward
 from nlprobe.probe import Site, probe
 from nlprobe.probe.adapters import Adapter
-from nlprobe.stats.records import AVERAGED_HEAD
+from nlprobe.stats.records import stands_alone
 from nlprobe.stats.summary import at_positions
 
 
@@ -50,7 +50,7 @@ def sized_sites(
         rows = frame[frame["site"] == site.name]
         maps = rows[rows["quantity"] == "att"]
         first = (maps if len(maps) else rows).iloc[0]
-        heads = set(maps["head"]) - {"-", AVERAGED_HEAD}
+        heads = {head for head in maps["head"] if head != "-" and not stands_alone(head)}
         inputs_seen = rows.loc[rows["quantity"] == "input", "dim"]
         channels = int(inputs_seen.iloc[0]) if len(inputs_seen) else None
         n, m, groups = (int(first[column]) for column in ("n_queries", "n_keys", "groups"))

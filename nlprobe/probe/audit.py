@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from nlprobe.errors import CaptureError
-from nlprobe.probe.adapters import Capture, PairwiseCapture
+from nlprobe.probe.adapters import Capture, CrossCapture, PairwiseCapture
 from nlprobe.probe.adapters.recompute import at_least_single, relative_error
-from nlprobe.stats import apply_map, softmax_apply
+from nlprobe.stats import apply_map, cross_apply, softmax_apply
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Largest relative Frobenius error by the precision in which the block computed."""
@@ -23,7 +23,8 @@ class SiteAudit:
         expected_calls: Forward calls of the model, each of which should have reached the site.
         calls: Forward calls of the site.
         dtype: The lowest precision met in the block.
-        errors: Relative Frobenius errors of the recomputed parts, on the first batch.
+        errors: Relative Frobenius errors of the recomputed parts, on the first batch; the largest where one forward
+            call of the model uses the site several times.
         tolerance: What they may be at most.
         masks: What was added to or hidden from the logits, in words.
         status: "passed", "unverified" (dropout drew other weights than those measured) or "not seen".
@@ -64,6 +65,8 @@ class SiteAudit:
 def check(audit: SiteAudit, capture: Capture) -> None:
     """Recompute a call from what was captured and hold it against the block's real output.
 
+    The audit keeps the largest error of each part over the calls that are checked.
+
     The product: A·V from the captured queries, keys and values by the written-out formula, streamed over queries. The
     rest: the projections, W_z with its norm, and the addition, from the block's input and weights.
 
@@ -79,6 +82,10 @@ def check(audit: SiteAudit, capture: Capture) -> None:
         audit.not_counted = list(capture.not_counted)
         if not capture.dropout:
             errors["A·V"] = relative_error(_recomputed_context(capture), capture.context)
+    elif isinstance(capture, CrossCapture):
+        tensors = [capture.x, capture.query, capture.context]
+        audit.not_counted = list(capture.not_counted)
+        errors["A·V"] = relative_error(cross_apply(capture.query, capture.key, capture.value), capture.context)
     else:
         tensors = [capture.x]
     dtypes = [tensor.dtype for tensor in tensors]
@@ -86,7 +93,8 @@ def check(audit: SiteAudit, capture: Capture) -> None:
         dtypes.append(capture.dtype)
     dtype = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
     audit.dtype = str(dtype).removeprefix("torch.")
-    audit.errors, audit.tolerance = errors, TOLERANCES[dtype]
+    audit.tolerance = TOLERANCES[dtype]
+    audit.errors = {name: max(error, audit.errors.get(name, 0.0)) for name, error in errors.items()}
     wrong = {name: error for name, error in errors.items() if not error <= audit.tolerance}
     if wrong:
         audit.status = "failed"
@@ -97,7 +105,7 @@ def check(audit: SiteAudit, capture: Capture) -> None:
             "the block's forward does not compute what its settings say; mend it, or leave the site out",
         )
     dropped = isinstance(capture, PairwiseCapture) and capture.dropout > 0
-    audit.status = "unverified" if dropped else "passed"
+    audit.status = "unverified" if dropped or audit.status == "unverified" else "passed"
 
 
 def _masks(capture: PairwiseCapture) -> list[str]:

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nlprobe.blocks import ContextBlock, NonLocal
+from nlprobe.blocks import ContextBlock, CrissCross, NonLocal
 from nlprobe.errors import ConfigError
 from nlprobe.probe.capture import Probe
 from nlprobe.probe.sites import Site
@@ -88,6 +88,8 @@ def init_block(probe: Probe, *, draws: int = DRAWS, seed: int = 0) -> Iterator[I
 def redraw(block: nn.Module, seed: int) -> nn.Module:
     """A new block with the settings, device, precision and mode of `block`, and weights drawn from `seed`.
 
+    Criss-cross attention has no W_z: its γ is 1.
+
     Raises:
         ConfigError: the kind of block is not known.
     """
@@ -102,6 +104,8 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
             twin = ContextBlock(block.channels, replace(block.config, zero_init=False))
             last = [layer for layer in twin.transform.modules() if isinstance(layer, nn.Linear)][-1]
             nn.init.normal_(last.weight, std=W_Z_STD)
+        elif isinstance(block, CrissCross):
+            twin = CrissCross(block.channels, 2, replace(block.config, zero_init=False))
         else:
             raise ConfigError(f"`{type(block).__name__}` cannot be redrawn", "use the null model init-all")
     return twin.to(parameter.device, parameter.dtype).train(block.training)

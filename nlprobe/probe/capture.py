@@ -67,7 +67,7 @@ class Probe:
         self._open: dict[str, SiteBatch] | None = None
         self._named: list[tuple[str, int]] | None = None
         self._numbered = 0
-        self._audited: set[str] = set()
+        self._audited: set[tuple[str, int]] = set()
 
     def __enter__(self) -> "Probe":
         if self._handles:
@@ -237,11 +237,12 @@ class Probe:
             images = self._images(capture, site)
             capture = self._placed(capture, site)
             with torch.autocast(capture.device.type, enabled=False):
-                if site.name not in self._audited:
-                    check(audit, capture)
-                    self._audited.add(site.name)
-                audit.calls += 1
                 batch = self._open.setdefault(site.name, SiteBatch(images))
+                use = (site.name, len(batch.calls))
+                if use not in self._audited:
+                    check(audit, capture)
+                    self._audited.add(use)
+                audit.calls += 1
                 self._take(site, capture, batch)
 
         return receive
@@ -361,8 +362,8 @@ def probe(
     of input x_i, key W_k x_i, query W_q x_i, product q_i·k_j, attention ω_i and output z_i − x_i, with the numbers
     that tell a shared map from a flat one. Sites are the library's own blocks, attention modules of torch, torchvision,
     timm and transformers, and any `scaled_dot_product_attention` or written-out softmax(q kᵀ) v that a forward calls,
-    which is found during the first call. Compiled models run uncompiled inside the context. The first call of every
-    site is recomputed from what was captured and held against what the block really computed.
+    which is found during the first call. Compiled models run uncompiled inside the context. What a site
+    computes in the first forward call is recomputed from what was captured and held against what it really computed.
 
     Args:
         model: The network; it is this module that must be called.

@@ -9,13 +9,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from nlprobe.errors import ConfigError
-from nlprobe.probe.adapters import Adapter, Capture, PairwiseCapture
+from nlprobe.probe.adapters import Adapter, Capture, CrossCapture, PairwiseCapture, SingleMapCapture
 from nlprobe.probe.batches import SiteBatch
 from nlprobe.probe.capture import Probe
 from nlprobe.probe.measurement import Wanted
 from nlprobe.probe.sites import Site, SiteSelection
 from nlprobe.stats import (
+    composed_map_statistics,
+    composed_mean_map,
+    composed_rows,
     concat_map_statistics,
+    cross_map_statistics,
+    cross_rows,
     map_rows,
     mean_map,
     product_statistics,
@@ -31,7 +36,8 @@ class AttentionMaps:
 
     Attributes:
         site: The site's name.
-        instantiation: Which pairwise function (section 3.1), or "global" for the one map of SNL and GC.
+        instantiation: Which pairwise function (section 3.1), "global" for the one map of SNL and GC, "criss_cross" for
+            the cross of one step, "composed" for the map of all steps.
         image: The picture that the queries refer to.
         image_id: Its name.
         label: Label of the model.
@@ -65,6 +71,7 @@ def attention_map(
     site: SiteSelection = None,
     *,
     head: int | None = None,
+    call: int | None = None,
     prefix: int | None = None,
     adapters: Sequence[Adapter] = (),
     picture: UInt8[np.ndarray, "pheight pwidth 3"] | None = None,
@@ -82,6 +89,8 @@ def attention_map(
         queries: (y, x) in pixels of `picture`, or of `image` where no picture is given.
         site: Name or glob of the site; needed where the model has several.
         head: Which head; the average of all by default.
+        call: Which use of the module within the forward call, from 0. By default the first; of criss-cross attention
+            with several steps, the map that all of them make together.
         prefix: How many of the first positions are no places in the image; found out by default.
         adapters: As in `nlprobe.probe`.
         picture: The photograph to show, if the network saw a resized one; the whole of it must be what it saw.
@@ -102,8 +111,14 @@ def attention_map(
     queries = tuple((int(y), int(x)) for y, x in queries)
     _refuse_outside(queries, shown.shape[:2])
     drawing = _Drawing(model, site, wanted=Wanted(quantities=("att",)), prefix=prefix, adapters=adapters)
+    drawing.call = call
     with torch.no_grad(), drawing:
         model(batch)
+    if not drawing.seen:
+        raise ConfigError(
+            f"`{drawing.sites[0].name}` has no call {call}: it ran {drawing.runs} times",
+            f"choose 0 to {drawing.runs - 1}",
+        )
     if len(drawing.seen) > 1:
         names = ", ".join(f"`{one.name}`" for one in drawing.sites)
         raise ConfigError(
@@ -118,13 +133,16 @@ def attention_map(
     cells = [(y * grid[0] // shown.shape[0], x * grid[1] // shown.shape[1]) for y, x in queries]
     rows = [chosen.prefix + y * grid[1] + x for y, x in cells]
     with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
-        maps, mean, distance = _maps(capture, rows, head, chosen.name)
+        if isinstance(capture, CrossCapture):
+            maps, mean, distance = _crosses(capture, rows, head, call, chosen.name)
+        else:
+            maps, mean, distance = _maps(capture, rows, head, chosen.name)
     key_grid = capture.key_grid if isinstance(capture, PairwiseCapture) else grid
     if len(key_grid) != 2:
         raise ConfigError(f"the keys of `{chosen.name}` are no grid, and a map is drawn in 2-D", "choose another site")
     return AttentionMaps(
         site=chosen.name,
-        instantiation=capture.instantiation if isinstance(capture, PairwiseCapture) else "global",
+        instantiation=_instantiation(capture, call),
         image=shown,
         image_id=image_id,
         label=label,
@@ -142,6 +160,8 @@ class _Drawing(Probe):
     """A probe that keeps what one forward call shows, in place of measuring it."""
 
     seen: dict[str, tuple[Site, Capture]]
+    call: int | None = None
+    runs: int = 0
 
     def __enter__(self) -> "_Drawing":
         self.seen = {}
@@ -158,10 +178,42 @@ class _Drawing(Probe):
             raise ConfigError(
                 f"`{site.name}` attends within windows, and a map is drawn over a whole image", "choose another site"
             )
-        self.seen.setdefault(site.name, (site, capture))
+        # the audit of the next call goes by how many there were
+        batch.calls.append([])
+        self.runs = len(batch.calls)
+        if self.call is None and isinstance(capture, CrossCapture):
+            self.seen[site.name] = (site, capture)  # the last of its steps holds what all of them need
+        elif self.runs - 1 == (self.call or 0):
+            self.seen[site.name] = (site, capture)
 
 
-def _maps(capture: Capture, rows: list[int], head: int | None, site: str) -> tuple[Tensor, Tensor, float]:
+def _instantiation(capture: Capture, call: int | None) -> str:
+    if isinstance(capture, PairwiseCapture):
+        return capture.instantiation
+    if isinstance(capture, CrossCapture):
+        return "criss_cross" if call is not None or capture.all_queries is None else "composed"
+    return "global"
+
+
+def _crosses(
+    capture: CrossCapture, rows: list[int], head: int | None, call: int | None, site: str
+) -> tuple[Tensor, Tensor, float]:
+    """As `_maps`: of one step, or by default of all of them together."""
+    if head not in (None, 0):
+        raise ConfigError(f"`{site}` has no head {head}", "leave it out; `call` chooses the step")
+    index = torch.tensor(rows, device=capture.device, dtype=torch.int64)
+    if call is None and capture.all_queries is not None and capture.all_keys is not None:
+        query, key = capture.all_queries, capture.all_keys
+        distance = composed_map_statistics(query, key).avg_dist[0]
+        return composed_rows(query, key, index)[0], composed_mean_map(query, key)[0], float(distance)
+    distance = cross_map_statistics(capture.query, capture.key).avg_dist[0]
+    mean = composed_mean_map(capture.query.unsqueeze(0), capture.key.unsqueeze(0))[0]
+    return cross_rows(capture.query, capture.key, index)[0], mean, float(distance)
+
+
+def _maps(
+    capture: PairwiseCapture | SingleMapCapture, rows: list[int], head: int | None, site: str
+) -> tuple[Tensor, Tensor, float]:
     """The rows (q, m), their mean over all queries (m,), and the distance between all of them."""
     if not isinstance(capture, PairwiseCapture):
         n = capture.x.shape[1]

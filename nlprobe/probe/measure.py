@@ -1,6 +1,7 @@
 """One capture → the numbers of its records; every tensor that comes out has one value for each image."""
 
-from nlprobe.probe.adapters import Capture, SingleMapCapture
+from nlprobe.probe.adapters import Capture, CrossCapture, SingleMapCapture
+from nlprobe.probe.cross import measure_cross
 from nlprobe.probe.measurement import Measured, Wanted
 from nlprobe.probe.pairwise import measure_pairwise
 from nlprobe.probe.single_map import measure_single_map
@@ -19,4 +20,6 @@ def measure(capture: Capture, wanted: Wanted, *, site: str, prefix: int, images:
     centres = wanted.centres.get(site, {})
     if isinstance(capture, SingleMapCapture):
         return measure_single_map(capture, wanted.quantities, centres)
+    if isinstance(capture, CrossCapture):
+        return measure_cross(capture, wanted, centres, prefix)
     return measure_pairwise(capture, wanted, centres, prefix, images)

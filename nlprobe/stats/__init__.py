@@ -1,6 +1,14 @@
 """Streaming kernels for cosine distances and attention maps: no N×N matrix, float64 where it counts."""
 
+from nlprobe.stats.composed_maps import composed_map_statistics, composed_mean_map, composed_rows
 from nlprobe.stats.concat_maps import concat_map_statistics, concat_product_statistics
+from nlprobe.stats.cross_maps import (
+    cross_apply,
+    cross_flat_distance,
+    cross_map_statistics,
+    cross_product_statistics,
+    cross_rows,
+)
 from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics
 from nlprobe.stats.dot_maps import dot_map_statistics
 from nlprobe.stats.flat_maps import flat_distance
@@ -29,8 +37,16 @@ __all__ = [
     "RowStatistics",
     "apply_map",
     "avg_dist",
+    "composed_map_statistics",
+    "composed_mean_map",
+    "composed_rows",
     "concat_map_statistics",
     "concat_product_statistics",
+    "cross_apply",
+    "cross_flat_distance",
+    "cross_map_statistics",
+    "cross_product_statistics",
+    "cross_rows",
     "dot_map_statistics",
     "few_row_statistics",
     "flat_distance",

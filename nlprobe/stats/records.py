@@ -48,6 +48,15 @@ BASE_POSITIONS = ("all", "valid")
 AVERAGED_HEAD = "avg"
 """The `head` of records of the head-averaged map."""
 
+COMPOSED_HEAD = "composed"
+"""The `head` of records of the map that several steps make together, and of the output of all steps."""
+
+
+def stands_alone(head: str) -> bool:
+    """Whether a record's `head` names a row of its own, which is none of the heads and not averaged with them."""
+    return head != "-" and not head.isdigit()
+
+
 INTEGER_COLUMNS = ("view", "call", "n_queries", "n_keys", "dim", "groups", "zero_rows")
 
 ACCOMPANYING = {

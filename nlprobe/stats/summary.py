@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from nlprobe.stats.intervals import Estimate, bootstrap_mean
-from nlprobe.stats.records import ACCOMPANYING, AVERAGED_HEAD, BASE_POSITIONS, METRIC_COLUMNS, QUANTITIES
+from nlprobe.stats.records import ACCOMPANYING, BASE_POSITIONS, METRIC_COLUMNS, QUANTITIES, stands_alone
 
 UNDEFINED_AT_TIMES = ("shared", "mean_map_error")
 """Columns that always apply where they stand: without a value they are undefined, and not absent."""
@@ -33,7 +33,8 @@ class SiteSummary:
         n_keys: Smallest and largest number of keys.
         zero_rows: How many rows had no direction and were left out, over all images and quantities.
         groups: Smallest and largest number of windows in an image, each of which is a set of positions of its own.
-        head: The head, "avg" for the head-averaged map, or "" for the mean over heads.
+        head: The head, "avg" for the head-averaged map, "composed" for several steps together, or "" for the mean over
+            heads.
         positions: Which rows: "all" (without padding where there is some), "no_prefix" or "rectangle".
     """
 
@@ -76,17 +77,20 @@ def at_positions(frame: pd.DataFrame, positions: str = "all") -> pd.DataFrame:
 
 
 def heads_of(frame: pd.DataFrame) -> list[str]:
-    """The heads of a site's records, in their order, the head-averaged map last; empty where there is one at most."""
+    """The heads of a site's records, in their order, rows of their own such as the head-averaged map last.
+
+    Empty where there is one at most.
+    """
     found = set(frame["head"].unique()) - {"-"}
     if len(found) < 2:
         return []
-    return sorted(found, key=lambda head: (head == AVERAGED_HEAD, len(head), head))
+    return sorted(found, key=lambda head: (stands_alone(head), len(head), head))
 
 
 def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist", *, positions: str = "all") -> pd.Series:
     """One value for each image: the mean over sites of the mean over the views, calls and heads at each.
 
-    The record of the head-averaged map is none of the heads and is left out.
+    Records whose `head` is a row of its own (the head-averaged map, composed steps) are left out.
 
     Args:
         frame: Records of one site, or of all sites of a network.
@@ -97,7 +101,7 @@ def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist", *, p
     Returns:
         The values by image, in the order in which the images were seen; NaN where undefined.
     """
-    rows = frame[(frame["quantity"] == quantity) & (frame["head"] != AVERAGED_HEAD)]
+    rows = frame[(frame["quantity"] == quantity) & ~frame["head"].map(stands_alone).astype(bool)]
     return _by_image(at_positions(rows, positions), column)
 
 
@@ -126,7 +130,7 @@ def summarise(
         positions: As for `at_positions`.
         head: Summarise this head alone ("avg": the head-averaged map); by default the mean over heads.
     """
-    frame = frame[frame["head"] == head] if head else frame[frame["head"] != AVERAGED_HEAD]
+    frame = frame[frame["head"] == head] if head else frame[~frame["head"].map(stands_alone).astype(bool)]
     # The metrics know by themselves what to do with prefix tokens, and stand in the records of all positions.
     metrics = at_positions(frame) if positions == "no_prefix" else None
     frame = at_positions(frame, positions)

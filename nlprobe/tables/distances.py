@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nlprobe.stats.intervals import Estimate
-from nlprobe.stats.records import AVERAGED_HEAD, QUANTITIES
+from nlprobe.stats.records import AVERAGED_HEAD, COMPOSED_HEAD, QUANTITIES
 from nlprobe.stats.summary import SiteSummary
 from nlprobe.tables.table import Cell, Column, Row, Table
 
@@ -14,6 +14,8 @@ POSITIONS = {
     "rectangle": "Maps are cut to the chosen queries and keys, and their rows made to sum to one again.",
 }
 """What a table says of the positions that it is over."""
+
+_OWN_ROWS = {AVERAGED_HEAD: "head-averaged map", COMPOSED_HEAD: "all steps composed"}
 
 BY_CONSTRUCTION = "0 (by construction)"
 
@@ -115,7 +117,7 @@ def _row(summary: SiteSummary, name: str, beside: Sequence[Column], with_energy:
     kinds = {"init-all": "at initialisation", "init-block": f"init-block ({draws} draws)"}
     parts = [kinds[summary.kind]] if summary.kind in kinds else []
     if summary.head:
-        parts.append("head-averaged map" if summary.head == AVERAGED_HEAD else f"head {summary.head}")
+        parts.append(_OWN_ROWS.get(summary.head, f"head {summary.head}"))
     n = max((estimate.n for estimate in summary.quantities.values()), default=0)
     cells = (
         Cell(", ".join(parts) or name),

@@ -39,7 +39,7 @@ def formula(block: CrissCross, x: Tensor) -> Tensor:
     for _ in range(block.config.recurrence):
         query, key, value = (project(linear, x) for linear in (block.query, block.key, block.value))
         y = masked_softmax(query, key, height, width) @ value
-        x = x + block.gamma * y.mT.unflatten(2, (height, width))
+        x = x + block.gamma.gamma * y.mT.unflatten(2, (height, width))
     return x
 
 
@@ -89,7 +89,7 @@ def test_a_new_block_is_the_identity_unless_asked_otherwise(zero_init: bool) -> 
     x = torch.randn(2, 16, 4, 6)
     assert torch.equal(block(x), x) == zero_init
     block(x).square().sum().backward()
-    assert float(block.gamma.grad) != 0
+    assert float(block.gamma.gamma.grad) != 0
 
 
 def test_the_layout_of_the_input_is_kept() -> None:

@@ -2,8 +2,9 @@
 
 from nlprobe.probe.adapters.attention_module import AttentionModule, Call
 from nlprobe.probe.adapters.context import ContextAdapter
+from nlprobe.probe.adapters.criss_cross import CrissCrossAdapter
 from nlprobe.probe.adapters.non_local import NonLocalAdapter
-from nlprobe.probe.adapters.protocol import Adapter, Capture, Deliver, PairwiseCapture, SingleMapCapture
+from nlprobe.probe.adapters.protocol import Adapter, Capture, CrossCapture, Deliver, PairwiseCapture, SingleMapCapture
 from nlprobe.probe.adapters.timm_attention import TIMM_ADAPTERS
 from nlprobe.probe.adapters.torch_attention import TORCH_ADAPTERS
 from nlprobe.probe.adapters.transformers_attention import TRANSFORMERS_ADAPTERS
@@ -11,6 +12,7 @@ from nlprobe.probe.adapters.transformers_attention import TRANSFORMERS_ADAPTERS
 ADAPTERS: tuple[Adapter, ...] = (
     NonLocalAdapter(),
     ContextAdapter(),
+    CrissCrossAdapter(),
     *TORCH_ADAPTERS,
     *TIMM_ADAPTERS,
     *TRANSFORMERS_ADAPTERS,
@@ -24,6 +26,8 @@ __all__ = [
     "Call",
     "Capture",
     "ContextAdapter",
+    "CrissCrossAdapter",
+    "CrossCapture",
     "Deliver",
     "NonLocalAdapter",
     "PairwiseCapture",

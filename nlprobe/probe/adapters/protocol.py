@@ -138,7 +138,58 @@ class SingleMapCapture:
         return self.x.shape[0]
 
 
-Capture = PairwiseCapture | SingleMapCapture
+@dataclass(frozen=True)
+class CrossCapture:
+    """One step of a criss-cross block: ω_i = softmax over the column and the row of i, the position itself once.
+
+    The last of several steps comes with what all of them did together: queries and keys of every step, the input of the
+    first, and the block's whole output z − x = γ Σ_r y^(r).
+
+    Attributes:
+        x: The step's input as rows.
+        output: γ y as rows.
+        query: Queries on their grid.
+        key: Keys on their grid.
+        value: Values on their grid.
+        context: y = A·V as the model computed it.
+        errors: As in `PairwiseCapture`.
+        all_queries: Of every step, in their order; None but in the last of two or more.
+        all_keys: The same for keys.
+        first_x: The block's input as rows; None but in the last step.
+        whole_output: The block's output as rows; None but in the last step.
+        not_counted: What is absent and why, in words.
+    """
+
+    x: Float[Tensor, "b n c"]
+    output: Float[Tensor, "b n c"]
+    query: Float[Tensor, "b h w d"]
+    key: Float[Tensor, "b h w d"]
+    value: Float[Tensor, "b h w c"]
+    context: Float[Tensor, "b h w c"]
+    errors: Callable[[], dict[str, float]] = field(repr=False)
+    all_queries: Float[Tensor, "steps b h w d"] | None = None
+    all_keys: Float[Tensor, "steps b h w d"] | None = None
+    first_x: Float[Tensor, "b n c"] | None = None
+    whole_output: Float[Tensor, "b n c"] | None = None
+    not_counted: tuple[str, ...] = ("further metrics of the map (`--metric`): they take rows over all keys",)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.context.device
+
+    @property
+    def sets(self) -> int:
+        """Images."""
+        return self.x.shape[0]
+
+    @property
+    def query_grid(self) -> tuple[int, ...]:
+        """Height and width, of queries and keys alike."""
+        return tuple(self.query.shape[1:3])
+
+
+Capture = PairwiseCapture | SingleMapCapture | CrossCapture
 Deliver = Callable[[Capture], None]
 
 
