@@ -301,7 +301,7 @@ EXPLORED: dict[str, set[str] | str] = {
     "efficientvit_m0": "4 sets for 1 images",
     "gcvit_xxtiny": {"timm.WindowAttention"},
     "hiera_tiny_224": {"timm.MaskUnitAttention"},
-    "jx_nest_tiny": {"timm.nest.Attention"},
+    "nest_tiny_jx": {"timm.nest.Attention"},
     "halonet26t": {"timm.HaloAttn"},
     "resnet50_clip": {"timm.AttentionPool2d"},
     "crossvit_tiny_240": {"timm.Attention", "timm.ClassAttn"},

@@ -9,6 +9,7 @@ import torch
 from attention_reference import WrittenOutPath, assert_windows
 from timm.layers.bottleneck_attn import BottleneckAttn
 from timm.layers.halo_attn import HaloAttn
+from timm.models.davit import SpatialBlock
 from timm.models.gcvit import GlobalContextVit
 from timm.models.hiera import MaskUnitAttention
 from timm.models.maxxvit import Attention2d, RelPosBias
@@ -125,6 +126,7 @@ CASES = {
     "tiny vit": Case(tiny_vit, lambda: (pictures(64),), "stages.1.blocks.0.attn"),
     "tnt inner": Case(tnt, lambda: (pictures(),), "blocks.0.attn_in"),
     "tnt outer": Case(tnt, lambda: (pictures(),), "blocks.0.attn_out"),
+    "davit": Case(lambda: SpatialBlock(16, num_heads=2, window_size=4), lambda: (pictures(8, 16),), "attn"),
     "sam windows": Case(sam, lambda: (pictures(),), "blocks.0.attn", rows_of_windows, None, heads_in_front(2)),
     "sam whole": Case(sam, lambda: (pictures(),), "blocks.1.attn", rows_of_windows, None, heads_in_front(2)),
     "maxvit block": Case(maxvit, lambda: (pictures(64),), "stages.0.blocks.0.attn_block.attn", rows_of_windows),

@@ -1,6 +1,7 @@
 """Hugging Face models against the attention weights that they return when asked for them."""
 
 import copy
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -143,10 +144,11 @@ def test_causal_models_have_flat_maps_beside_and_keys_once(name: str) -> None:
 
 def test_decoding_one_token_measures_one_query_of_every_head() -> None:
     model = seeded(CAUSAL_MODELS["Llama"])
+    argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     with torch.no_grad():
-        past = model(input_ids=tokens(), use_cache=True).past_key_values
+        past = model(input_ids=tokens(), use_cache=True)[argument]
         with nlprobe.probe(model) as probe:
-            model(input_ids=tokens()[:, :1], past_key_values=past)
+            model(input_ids=tokens()[:, :1], **{argument: past})
     att = probe.frame().query("quantity == 'att' and head != 'avg'")
     assert set(att["n_queries"]) == {1}
     assert set(att["n_keys"]) == {10}
