@@ -7,7 +7,7 @@ import torch
 from nlprobe.commands.config import FILE_NAME
 from nlprobe.processes import Processes
 from nlprobe.training import Recipe
-from nlprobe.training.recipes import CHOICES
+from nlprobe.training.catalogue import CHOICES
 from nlprobe.training.run import Run
 from nlprobe.training.state import FILES
 

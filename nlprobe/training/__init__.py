@@ -1,16 +1,22 @@
 """Training: one engine, tasks, recipes and schedules."""
 
+from nlprobe.training.catalogue import recipe, recipe_from_dict, recipe_names
 from nlprobe.training.classification import Classification, Scores, check_data, evaluate, rank_of_label
+from nlprobe.training.confusion import SegmentationScores
 from nlprobe.training.engine import Engine, Observer
 from nlprobe.training.optimisers import Optimiser
 from nlprobe.training.progress import Progress
-from nlprobe.training.recipes import Recipe, recipe, recipe_names
+from nlprobe.training.recipes import Recipe
 from nlprobe.training.schedules import Schedule
+from nlprobe.training.segmentation import evaluate_segmentation
+from nlprobe.training.segmentation_inference import Inference
+from nlprobe.training.segmentation_recipes import SegmentationRecipe
 from nlprobe.training.task import Loss, Task
 
 __all__ = [
     "Classification",
     "Engine",
+    "Inference",
     "Loss",
     "Observer",
     "Optimiser",
@@ -18,10 +24,14 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Scores",
+    "SegmentationRecipe",
+    "SegmentationScores",
     "Task",
     "check_data",
     "evaluate",
+    "evaluate_segmentation",
     "rank_of_label",
     "recipe",
+    "recipe_from_dict",
     "recipe_names",
 ]

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from nlprobe.data import Augmentation, Joint, Preprocessing
+from nlprobe.data import Augmentation, Joint, JointAugmentation, Preprocessing
 from nlprobe.data.preprocessing import Transform
 from nlprobe.errors import ConfigError
 from nlprobe.suggestions import did_you_mean
@@ -58,7 +58,7 @@ class Recipe:
     channels_last: bool = False
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | JointAugmentation = field(default_factory=Augmentation)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
@@ -96,22 +96,6 @@ class Recipe:
         """Every number, as JSON takes it."""
         return _plain(asdict(self))
 
-    @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> "Recipe":
-        """The inverse of `as_dict`.
-
-        Raises:
-            ConfigError: an unknown task or key, or a value that does not fit.
-        """
-        task = settings.get("task", "classification")
-        if task not in RECIPE_CLASSES:
-            raise ConfigError(f"a recipe for the unknown task `{task}`", did_you_mean(str(task), RECIPE_CLASSES))
-        return RECIPE_CLASSES[task](name=str(settings.get("name", ""))).override(flatten(settings))
-
-
-RECIPE_CLASSES: dict[str, type[Recipe]] = {"classification": Recipe}
-"""The class of recipes by task."""
-
 
 IMAGENET = Recipe(
     name="imagenet",
@@ -148,41 +132,20 @@ class Choices:
     choices: tuple[str, ...]
 
 
-CHOICES = {
-    "imagenet": Choices(
-        "the paper, section 5.2",
-        (
-            "cosine decay: once an epoch and down to zero, as the authors describe their scheduler; no warm-up",
-            "weight decay: 1e-4 on every parameter, that of the cited ResNet paper; momentum without Nesterov",
-            "loss: cross-entropy without label smoothing, which is not mentioned",
-            "rotation: the whole picture about its centre, bilinear, in its own size; corners turn black",
-            "crop: a uniform share of the area, the aspect uniform in its logarithm; drawn again if it does not fit",
-            "HSV: hue, saturation and value are each multiplied by a number of their own; the hue on its circle",
-            "PCA noise: σ = 0.1 for the three weights, with AlexNet's formula and the components that Torch published",
-            "single crop: shorter side 256, central 224; mean and deviation of torchvision's ImageNet weights",
-            "batch norm: each process has its own statistics, in the paper those of 64 images",
-        ),
-    )
-}
-"""By the name of the recipe; `--dry-run` shows them."""
-
-_RECIPES = {known.name: known for known in (IMAGENET, MINIATURE_IMAGENET)}
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of that name.
-
-    Raises:
-        ConfigError: there is none, with close matches.
-    """
-    if name not in _RECIPES:
-        raise ConfigError(f"unknown recipe `{name}`", did_you_mean(name, list(_RECIPES)))
-    return _RECIPES[name]
-
-
-def recipe_names() -> list[str]:
-    """The names of all recipes."""
-    return list(_RECIPES)
+IMAGENET_CHOICES = Choices(
+    "the paper, section 5.2",
+    (
+        "cosine decay: once an epoch and down to zero, as the authors describe their scheduler; no warm-up",
+        "weight decay: 1e-4 on every parameter, that of the cited ResNet paper; momentum without Nesterov",
+        "loss: cross-entropy without label smoothing, which is not mentioned",
+        "rotation: the whole picture about its centre, bilinear, in its own size; corners turn black",
+        "crop: a uniform share of the area, the aspect uniform in its logarithm; drawn again if it does not fit",
+        "HSV: hue, saturation and value are each multiplied by a number of their own; the hue on its circle",
+        "PCA noise: σ = 0.1 for the three weights, with AlexNet's formula and the components that Torch published",
+        "single crop: shorter side 256, central 224; mean and deviation of torchvision's ImageNet weights",
+        "batch norm: each process has its own statistics, in the paper those of 64 images",
+    ),
+)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

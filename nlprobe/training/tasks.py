@@ -11,6 +11,7 @@ from nlprobe.processes import Processes
 from nlprobe.suggestions import did_you_mean
 from nlprobe.training.classification import Classification, check_data
 from nlprobe.training.recipes import Recipe
+from nlprobe.training.segmentation import Segmentation, check_label_maps
 from nlprobe.training.task import Task
 
 
@@ -31,7 +32,10 @@ class TaskKind:
     validation_batch: int
 
 
-TASKS = {"classification": TaskKind(check_data, Classification, validation_batch=64)}
+TASKS = {
+    "classification": TaskKind(check_data, Classification, validation_batch=64),
+    "segmentation": TaskKind(check_label_maps, Segmentation, validation_batch=8),
+}
 
 
 def task_kind(name: str) -> TaskKind:

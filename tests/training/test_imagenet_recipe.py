@@ -17,7 +17,7 @@ from nlprobe.cli import run
 from nlprobe.data import Augmentation
 from nlprobe.data.augmentation import PCANoise, ScaleHSV
 from nlprobe.training import recipe
-from nlprobe.training.recipes import CHOICES
+from nlprobe.training.catalogue import CHOICES
 
 PAPER = recipe("imagenet")
 DRAWS = 4000

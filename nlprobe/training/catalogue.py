@@ -1,0 +1,50 @@
+"""Recipes by name, and from their description."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from nlprobe.errors import ConfigError
+from nlprobe.suggestions import did_you_mean
+from nlprobe.training.recipes import IMAGENET, IMAGENET_CHOICES, MINIATURE_IMAGENET, Recipe, flatten
+from nlprobe.training.segmentation_recipes import (
+    CITYSCAPES,
+    CITYSCAPES_CHOICES,
+    MINIATURE_CITYSCAPES,
+    SegmentationRecipe,
+)
+
+RECIPE_CLASSES: dict[str, type[Recipe]] = {"classification": Recipe, "segmentation": SegmentationRecipe}
+"""The class of recipes by task."""
+
+CHOICES = {"imagenet": IMAGENET_CHOICES, "cityscapes": CITYSCAPES_CHOICES}
+"""What recipes do where the text that they follow leaves something open; `--dry-run` shows them."""
+
+_RECIPES = {known.name: known for known in (IMAGENET, MINIATURE_IMAGENET, CITYSCAPES, MINIATURE_CITYSCAPES)}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        ConfigError: there is none, with close matches.
+    """
+    if name not in _RECIPES:
+        raise ConfigError(f"unknown recipe `{name}`", did_you_mean(name, list(_RECIPES)))
+    return _RECIPES[name]
+
+
+def recipe_names() -> list[str]:
+    """The names of all recipes."""
+    return list(_RECIPES)
+
+
+def recipe_from_dict(settings: Mapping[str, Any]) -> Recipe:
+    """The inverse of a recipe's `as_dict`.
+
+    Raises:
+        ConfigError: an unknown task or key, or a value that does not fit.
+    """
+    task = settings.get("task", "classification")
+    if task not in RECIPE_CLASSES:
+        raise ConfigError(f"a recipe for the unknown task `{task}`", did_you_mean(str(task), RECIPE_CLASSES))
+    return RECIPE_CLASSES[task](name=str(settings.get("name", ""))).override(flatten(settings))
