@@ -1,28 +1,30 @@
-"""`nlprobe eval`: the accuracy of checkpoints on a data set, with intervals."""
+"""`nlprobe eval`: the scores of checkpoints on a data set, with intervals."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from nlprobe.commands.options import (
-    batch_size_option,
     config_option,
     device_option,
+    force_option,
     format_option,
     limit_option,
     resolve_device,
     seed_option,
     workers_option,
 )
-from nlprobe.commands.report import progress, result, say
+from nlprobe.commands.report import progress, result, say, wrote
+from nlprobe.commands.scoring import ClassificationScoring, Scoring
+from nlprobe.commands.segmentation_scoring import SegmentationScoring
 from nlprobe.commands.sources import Labelled, read_checkpoints
 from nlprobe.data import Batches, ImageDataset, UnreadableImageError, open_dataset
 from nlprobe.data.part import Part
-from nlprobe.errors import DataError
-from nlprobe.stats.intervals import Estimate, bootstrap_mean
-from nlprobe.tables import Cell, Column, Table
-from nlprobe.training import Scores, evaluate
+from nlprobe.errors import ConfigError
+from nlprobe.files import refuse_existing
 
 
 @click.command("eval")
@@ -38,51 +40,104 @@ from nlprobe.training import Scores, evaluate
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A data set's root.")
 @click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="Its part.")
 @limit_option
-@batch_size_option(64)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Images in one forward pass; 64, and 1 for segmentation."
+)
+@click.option("--by-class", is_flag=True, help="Segmentation: the IoU of every class.")
+@click.option("--scale", "scales", multiple=True, type=float, help="Segmentation: score at this size too; repeatable.")
+@click.option("--flip", is_flag=True, help="Segmentation: score mirrored pictures too.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=0),
+    help="Segmentation: slide a window of this side over the pictures; 0 takes them whole. Else as in the recipe.",
+)
+@click.option("--stride", type=click.IntRange(min=1), help="Segmentation: steps of the window; two thirds of it.")
+@click.option(
+    "--predictions",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Segmentation: write the predicted classes of every picture, in grey values and in colours, to this folder.",
+)
 @seed_option
 @device_option
 @workers_option
 @format_option()
 @config_option
+@force_option
 def command(
     checkpoints: tuple[Path, ...],
     labels: tuple[str, ...],
     data: Path,
     split: str,
     limit: int | None,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     device: str,
     workers: int,
     format: str,
+    force: bool,
+    **asked: Any,
 ) -> None:
     """Score checkpoints on a data set.
 
-    Single-crop top-1 and top-5, with the preprocessing that the checkpoint names, and 95 % bootstrap intervals over
-    images. Images that cannot be read are named, left out and counted.
+    Classification: single-crop top-1 and top-5. Segmentation: mean intersection over union, of whole pictures or as the
+    recipe says; --scale and --flip average the probabilities of several versions of a picture. With the preprocessing
+    that the checkpoint names, and 95 % bootstrap intervals over images. Images that cannot be read are named, left out
+    and counted.
 
     \b
-    Example:
+    Examples:
       nlprobe eval --ckpt runs/nl --data data/imagenet
+      nlprobe eval --ckpt runs/gc --data data/cityscapes --by-class --predictions predicted
     """
     where = resolve_device(device)
     networks = read_checkpoints(checkpoints, labels)
+    scoring = _scoring(networks, asked)
+    if asked["predictions"] is not None:
+        refuse_existing(asked["predictions"], force=force)
     dataset = Part(open_dataset(data, "train" if split == "train" else "val"), limit)
     rows = []
     for one in networks:
-        _refuse_other_classes(one, dataset)
-        scores, unreadable = _score(one, dataset, batch_size, workers, where)
-        top5 = _cell(bootstrap_mean(scores.hits(5), seed=seed)) if scores.classes > 5 else None
-        top1 = _cell(bootstrap_mean(scores.hits(1), seed=seed))
-        rows.append([one.label, top1, top5, float(scores.losses.mean()), len(scores.ids), unreadable])
-    columns = [Column(name) for name in ("model", "top1", "top5", "loss", "images", "unreadable")]
-    title = f"Single-crop accuracy on the {split} images of {data.resolve().name}"
-    result(Table.of(title, columns, rows, notes=("Intervals: 95 % bootstrap over images.",)).render(format))
+        scoring.check(one, dataset)
+        scores, unreadable = _score(scoring, one, dataset, batch_size or scoring.batch_size, workers, where)
+        rows.append((one.label, scores, unreadable))
+    if asked["predictions"] is not None:
+        wrote(asked["predictions"])
+    result(scoring.table(rows, f"{scoring.title} on the {split} images of {data.resolve().name}", seed).render(format))
+
+
+def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
+    """How the networks' task is scored.
+
+    Raises:
+        ConfigError: networks of several tasks, or flags of another task.
+    """
+    tasks = sorted({one.checkpoint.metadata.get("recipe", {}).get("task", "classification") for one in networks})
+    if len(tasks) > 1:
+        raise ConfigError(f"the checkpoints are of several tasks: {', '.join(tasks)}", "score those of one at a time")
+    if tasks == ["segmentation"]:
+        return SegmentationScoring(_inference(asked), by_class=asked["by_class"], predictions=asked["predictions"])
+    if given := [name for name, value in asked.items() if value not in (None, (), False)]:
+        flag = {"scales": "scale"}.get(given[0], given[0]).replace("_", "-")
+        raise ConfigError(f"`--{flag}` is for segmentation, and the checkpoints are of {tasks[0]}", "leave it out")
+    return ClassificationScoring()
+
+
+def _inference(asked: dict[str, Any]) -> dict[str, Any]:
+    """What the flags change in the way in which the recipe scores pictures."""
+    window, stride = asked["window"], asked["stride"]
+    if stride is not None and not window:
+        raise ConfigError("`--stride` without `--window`", "give the side of the window too")
+    changes: dict[str, Any] = {"flip": True} if asked["flip"] else {}
+    if asked["scales"]:
+        changes["scales"] = asked["scales"]
+    if window is not None:
+        changes |= {"window": window, "stride": stride or max(2 * window // 3, 1)}
+    return changes
 
 
 def _score(
-    one: Labelled, dataset: ImageDataset, batch_size: int, workers: int, device: torch.device
-) -> tuple[Scores, int]:
+    scoring: Scoring, one: Labelled, dataset: ImageDataset, batch_size: int, workers: int, device: torch.device
+) -> tuple[Any, int]:
     """The scores of one network, and the number of images that could not be read."""
     unreadable: list[str] = []
 
@@ -90,40 +145,14 @@ def _score(
         unreadable.append(error.image)
         say(f"left out: {error.cause}")
 
-    say(f"{one.label}: {one.checkpoint.path}, {one.preprocessing}")
+    say(f"{one.label}: {one.checkpoint.path}, {scoring.describe(one)}")
     batches = Batches(
         dataset,
-        one.preprocessing.transform(),
+        scoring.transform(one),
         batch_size,
         workers=workers,
         report=report,
         pin_memory=device.type == "cuda",
     )
     shown = progress(iter(batches), one.label, total=len(dataset), count=lambda batch: len(batch.ids))
-    scores = evaluate(one.checkpoint.model.to(device), shown, device)
-    assert scores is not None
-    return scores, len(unreadable)
-
-
-def _cell(estimate: Estimate) -> Cell:
-    return Cell(estimate.mean, estimate.low, estimate.high, estimate.n)
-
-
-def _refuse_other_classes(one: Labelled, dataset: ImageDataset) -> None:
-    """Make sure that label k means the same to the network and the data set.
-
-    Raises:
-        DataError: the data set has no labels, or other classes than the network was trained on.
-    """
-    if dataset.classes is None:
-        raise DataError(
-            f"`{dataset.root}` is a folder of photographs without labels", "accuracy needs a folder for each class"
-        )
-    trained = one.checkpoint.metadata.get("classes")
-    if trained is not None and list(trained) != dataset.classes:
-        odd = sorted(set(trained) ^ set(dataset.classes)) or ["their order"]
-        raise DataError(
-            f"`{one.label}` was trained on {len(trained)} classes, `{dataset.root}` has {len(dataset.classes)}, "
-            f"and they differ, for one in `{odd[0]}`",
-            "score it on the data set that it was trained on",
-        )
+    return scoring.score(one, shown, device), len(unreadable)

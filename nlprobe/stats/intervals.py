@@ -1,9 +1,10 @@
 """Bootstrap intervals over images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 RESAMPLES = 2000
 
@@ -51,6 +52,41 @@ def bootstrap_mean(values: Float[np.ndarray, " n"], *, seed: int = 0, resamples:
         means[sample] = defined[generator.integers(0, n, n)].mean()
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(mean, float(low), float(high), n)
+
+
+def bootstrap_of_sum(
+    values: Int64[np.ndarray, "n *k"],
+    statistic: Callable[[Int64[np.ndarray, "*k"]], np.ndarray],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"], Float[np.ndarray, " s"]]:
+    """Numbers computed from a sum over images, such as a mean IoU from confusion matrices, with 95 % intervals.
+
+    Args:
+        values: Whole numbers of each image; their sums are exact.
+        statistic: From the sum over images to one number or several.
+        seed: Seed of the resampling; draws the same images as `bootstrap_mean`.
+        resamples: Number of bootstrap samples.
+
+    Returns:
+        The numbers of all images together, and the ends of their percentile intervals (NaN for fewer than two images,
+        and where a number is undefined in every sample). Cost: O(resamples · n · k).
+    """
+    n = len(values)
+    found = np.atleast_1d(statistic(values.sum(0)))
+    if n < 2:
+        return found, np.full_like(found, np.nan), np.full_like(found, np.nan)
+    generator = np.random.default_rng(seed)
+    rows = values.reshape(n, -1)
+    samples = np.empty((resamples, len(found)))
+    for sample in range(resamples):
+        drawn = np.bincount(generator.integers(0, n, n), minlength=n)
+        samples[sample] = statistic((drawn @ rows).reshape(values.shape[1:]))
+    low, high = np.full_like(found, np.nan), np.full_like(found, np.nan)
+    defined = ~np.isnan(samples).all(0)
+    low[defined], high[defined] = np.nanquantile(samples[:, defined], [0.025, 0.975], axis=0)
+    return found, low, high
 
 
 def paired_difference(

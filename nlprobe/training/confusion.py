@@ -34,13 +34,13 @@ def mean_iou(confusion: Int64[np.ndarray, "*n classes classes"]) -> Float[np.nda
     iou = intersection_over_union(confusion)
     defined = ~np.isnan(iou)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(defined, iou, 0).sum(-1) / defined.sum(-1)
+        return np.asarray(np.where(defined, iou, 0).sum(-1) / defined.sum(-1))
 
 
 def pixel_accuracy(confusion: Int64[np.ndarray, "*n classes classes"]) -> Float[np.ndarray, "*n"]:
     """Share of the labelled pixels that got their class; NaN where there are none."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum((-2, -1))
+        return np.asarray(np.trace(confusion, axis1=-2, axis2=-1) / confusion.sum((-2, -1)))
 
 
 @dataclass(frozen=True)

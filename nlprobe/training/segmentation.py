@@ -1,6 +1,6 @@
 """Semantic segmentation: cross-entropy of every pixel, and mean intersection over union."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ def evaluate_segmentation(
     *,
     inference: Inference = WHOLE,
     memory_format: torch.memory_format = torch.contiguous_format,
+    keep: Callable[[Sequence[str], Int64[Tensor, "b h w"]], object] = lambda ids, predicted: None,
     stop: Stop = lambda: False,
 ) -> SegmentationScores | None:
     """Score every image, in evaluation mode and without gradients; perhaps none are there, or can be read.
@@ -35,6 +36,7 @@ def evaluate_segmentation(
         device: Where the model is.
         inference: Whole pictures or windows, scales, flips.
         memory_format: Memory order of the images.
+        keep: Gets the names of each batch's images and their predicted classes.
         stop: Asked after each batch; when it says so, the answer is None.
 
     Raises:
@@ -50,8 +52,10 @@ def evaluate_segmentation(
             for batch in batches:
                 images, labels = _onto(batch, device, memory_format)
                 logits = inference.logits(model, images)
+                predicted = logits.argmax(1)
+                keep(batch.ids, predicted)
                 ids += batch.ids
-                confusion.append(confusion_matrices(logits.argmax(1), labels, logits.shape[1]))
+                confusion.append(confusion_matrices(predicted, labels, logits.shape[1]))
                 losses.append(_image_means(pixel_losses(logits, labels), labels != IGNORED))
                 if stop():
                     return None

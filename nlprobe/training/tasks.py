@@ -34,7 +34,7 @@ class TaskKind:
 
 TASKS = {
     "classification": TaskKind(check_data, Classification, validation_batch=64),
-    "segmentation": TaskKind(check_label_maps, Segmentation, validation_batch=8),
+    "segmentation": TaskKind(check_label_maps, Segmentation, validation_batch=1),
 }
 
 
