@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from nlprobe.data import IGNORED, Batch, Batches, ImageDataset, LabelMapDataset
 from nlprobe.errors import DataError
+from nlprobe.processes import ALONE, Processes
 from nlprobe.training.confusion import SegmentationScores, confusion_matrices
-from nlprobe.training.processes import ALONE, Processes
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.segmentation_inference import WHOLE, Inference
 from nlprobe.training.segmentation_recipes import SegmentationRecipe

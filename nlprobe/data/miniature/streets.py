@@ -4,9 +4,9 @@ From top to bottom a scene has sky, a row of building, wall, fence and vegetatio
 terrain, and road; the lower edge is hidden by the ego vehicle, as in Cityscapes. Each is a crop of a photograph in a
 colour and pattern of its kind.
 
-Objects are discs with a digit. The digits 0, 3, 4, 5, 6 and 8 each belong to a class. The digits 2 and 7 belong to one
-of two classes each: one of them under a blue sky, the other one under a red sky. So such an object's own pixels do not
-tell its class, and the scene does.
+Objects are discs with a digit, each digit on a colour of its own. The digits 0, 3, 4, 5, 6 and 8 each belong to a
+class. The digits 2 and 7 belong to one of two classes each: one under a blue sky, the other one under a red sky.
+So such an object's own pixels do not tell its class, and the scene does.
 """
 
 from dataclasses import dataclass, field
@@ -66,6 +66,18 @@ OBJECTS: dict[int, tuple[str, str]] = {
     8: ("rider", "rider"),
 }
 """Name of a digit's class under a blue and under a red sky."""
+
+COLOURS = {
+    0: (20, 50, 130),
+    2: (120, 20, 40),
+    3: (20, 100, 100),
+    4: (90, 60, 20),
+    5: (70, 20, 110),
+    6: (30, 100, 30),
+    7: (130, 80, 30),
+    8: (120, 30, 110),
+}
+"""Mean colour of a digit's disc."""
 
 AMBIGUOUS = tuple(digit for digit, names in OBJECTS.items() if names[0] != names[1])
 EGO = "ego vehicle"
@@ -191,7 +203,7 @@ def _place_object(street: Street, material: Material, rng: np.random.Generator, 
     else:
         return
     disc = np.hypot(columns - x, rows - y) <= diameter / 2
-    ground = rng.uniform(20, 110, 3).astype(np.float32)
+    ground = np.array(COLOURS[digit], np.float32) + rng.uniform(-20, 20, 3).astype(np.float32)
     street.paint(name, ground, disc)
     index = int(rng.choice(material.instances(digit)))
     alpha = draw_digit(material.digits[index], round(0.8 * diameter), rng.uniform(-10, 10))
