@@ -203,6 +203,8 @@ class AsymmetricPyramid(_Asymmetric):
         ConfigError: an input that is not (B, C, H, W).
     """
 
+    config: AsymmetricPyramidConfig
+
     def __init__(self, channels: int, config: AsymmetricPyramidConfig = AsymmetricPyramidConfig()) -> None:
         self.config = config
         super().__init__(channels, channels, config.activation)
@@ -239,6 +241,8 @@ class AsymmetricFusion(_Asymmetric):
     Raises:
         ConfigError: inputs that are not (B, C_low, H', W') and (B, C, H, W).
     """
+
+    config: AsymmetricFusionConfig
 
     def __init__(self, channels: int, config: AsymmetricFusionConfig = AsymmetricFusionConfig()) -> None:
         self.config = config

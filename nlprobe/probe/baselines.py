@@ -8,13 +8,34 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nlprobe.blocks import ContextBlock, CrissCross, NonLocal
+from nlprobe.blocks import (
+    AsymmetricFusion,
+    AsymmetricPyramid,
+    ChannelAttention,
+    ContextBlock,
+    CrissCross,
+    Disentangled,
+    NonLocal,
+    ObjectContext,
+    PositionAttention,
+    build_block,
+)
 from nlprobe.errors import ConfigError
 from nlprobe.probe.capture import Probe
 from nlprobe.probe.sites import Site
 
 DRAWS = 5
 W_Z_STD = 0.01
+
+OPERATORS = (
+    AsymmetricFusion,
+    AsymmetricPyramid,
+    ChannelAttention,
+    Disentangled,
+    ObjectContext,
+    PositionAttention,
+)
+"""Blocks that are made of channels and settings, and start at zero unless `zero_init` is off."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +74,9 @@ def init_block(probe: Probe, *, draws: int = DRAWS, seed: int = 0) -> Iterator[I
     """Measure, beside an open probe, the trained network with each site's block redrawn (the null model `init-block`).
 
     Redrawing a block does not change what it receives, so its twins run on the inputs of the same forward call and no
-    further pass is needed. W_z is drawn from N(0, 0.01), the norm after it has γ = 1; everything else is drawn as in a
-    new block. Mean and range over the draws tell what the distances are worth without training.
+    further pass is needed. W_z is drawn from N(0, 0.01), the norm after it, or a gate in its place, has γ = 1;
+    everything else is drawn as in a new block. Mean and range over the draws tell what the distances are worth without
+    training.
 
     Args:
         probe: An open probe; its sites, quantities and image names are taken over.
@@ -106,6 +128,14 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
             nn.init.normal_(last.weight, std=W_Z_STD)
         elif isinstance(block, CrissCross):
             twin = CrissCross(block.channels, 2, replace(block.config, zero_init=False))
+        elif isinstance(block, OPERATORS):
+            if isinstance(block, AsymmetricFusion):
+                twin = AsymmetricFusion(block.channels, replace(block.config, zero_init=False))
+            else:
+                twin = build_block(block.config.block, block.channels, 2, replace(block.config, zero_init=False))
+            output = getattr(twin, "output", None)
+            if isinstance(output, nn.Linear):
+                nn.init.normal_(output.weight, std=W_Z_STD)
         else:
             raise ConfigError(f"`{type(block).__name__}` cannot be redrawn", "use the null model init-all")
     return twin.to(parameter.device, parameter.dtype).train(block.training)
@@ -113,11 +143,11 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
 
 def _runner(probe: Probe, twins: list[tuple[nn.Module, Probe]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def run(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x = args[0].detach()
-        names, views = probe.upcoming(x.shape[0])
+        inputs = tuple(tensor.detach() for tensor in args)
+        names, views = probe.upcoming(inputs[0].shape[0])
         with torch.no_grad():
             for twin, twin_probe in twins:
                 with twin_probe.images(names, views):
-                    twin(x)
+                    twin(*inputs)
 
     return run

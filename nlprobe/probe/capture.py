@@ -149,7 +149,11 @@ class Probe:
         Given to a second probe as `centres`, it measures the distances with that mean removed (`centred_dist`).
         """
         return {
-            name: {quantity: sums.mean for quantity, sums in by_quantity.items() if sums.mean is not None}
+            name: {
+                quantity: sums.mean
+                for quantity, sums in by_quantity.items()
+                if sums.mean is not None and not bool(sums.mean.isnan().any())
+            }
             for name, by_quantity in self._moments.items()
         }
 

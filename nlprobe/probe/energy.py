@@ -15,7 +15,8 @@ class DataSetMoments:
 
     With ȳ an image's mean row and E the mean over images, the shares of E mean_i ‖y_i‖² are `constant` = ‖E ȳ‖²,
     `context` = E‖ȳ − E ȳ‖² and `pairwise_part` = E mean_i ‖y_i − ȳ‖². `context` is merged batch by batch around the
-    batches' own means and does not cancel. Memory: O(C).
+    batches' own means and does not cancel. Rows of another width than those before (channels of images of several
+    sizes) have no mean: everything is NaN from then on. Memory: O(C).
     """
 
     images: int = 0
@@ -33,6 +34,10 @@ class DataSetMoments:
             self.images, self.mean, self.between, self.within = count, mean, between, within
             return
         total = self.images + count
+        if mean.shape != self.mean.shape:
+            self.images, self.mean = total, torch.full_like(mean, math.nan)
+            self.between, self.within = torch.full_like(between, math.nan), torch.full_like(within, math.nan)
+            return
         difference = mean - self.mean
         self.mean = self.mean + difference * (count / total)
         self.between = self.between + between + difference.square().sum() * (self.images * count / total)

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from nlprobe.errors import ConfigError
 from nlprobe.probe.adapters import Adapter, Capture, CrossCapture, PairwiseCapture, SingleMapCapture
+from nlprobe.probe.adapters.protocol import UnaryMap
 from nlprobe.probe.batches import SiteBatch
 from nlprobe.probe.capture import Probe
 from nlprobe.probe.measurement import Wanted
 from nlprobe.probe.sites import Site, SiteSelection
 from nlprobe.stats import (
+    Logits,
     composed_map_statistics,
     composed_mean_map,
     composed_rows,
@@ -27,6 +29,7 @@ from nlprobe.stats import (
     softmax_mean_map,
     softmax_rows,
     softmax_statistics,
+    unary_map_statistics,
 )
 
 
@@ -98,7 +101,7 @@ def attention_map(
         label: Label of the model.
 
     Returns:
-        The maps in units of the attention weight (softmax rows sum to 1).
+        The maps in units of the attention weight (softmax rows sum to 1; with a unary map beside them to 2, or 1 + γ).
 
     Raises:
         ConfigError: a query lies outside the image, the site is ambiguous or has no 2-D map.
@@ -130,6 +133,9 @@ def attention_map(
         raise ConfigError(
             f"`{chosen.name}` has {len(grid)}-D positions, and a map is drawn in 2-D", "choose another site"
         )
+    key_grid = capture.key_grid if isinstance(capture, PairwiseCapture) else grid
+    if len(key_grid) != 2:
+        raise ConfigError(f"the keys of `{chosen.name}` are no grid, and a map is drawn in 2-D", "choose another site")
     cells = [(y * grid[0] // shown.shape[0], x * grid[1] // shown.shape[1]) for y, x in queries]
     rows = [chosen.prefix + y * grid[1] + x for y, x in cells]
     with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
@@ -137,9 +143,6 @@ def attention_map(
             maps, mean, distance = _crosses(capture, rows, head, call, chosen.name)
         else:
             maps, mean, distance = _maps(capture, rows, head, chosen.name)
-    key_grid = capture.key_grid if isinstance(capture, PairwiseCapture) else grid
-    if len(key_grid) != 2:
-        raise ConfigError(f"the keys of `{chosen.name}` are no grid, and a map is drawn in 2-D", "choose another site")
     return AttentionMaps(
         site=chosen.name,
         instantiation=_instantiation(capture, call),
@@ -226,12 +229,22 @@ def _maps(
     heads = capture.logits.shape[1]
     if head is not None and not 0 <= head < heads:
         raise ConfigError(f"`{site}` has no head {head}", f"choose 0 to {heads - 1}, or none for their average")
+    if capture.unary is not None and capture.unary.joined:
+        return _with_unary(capture.logits, capture.unary, index)
     each, average = softmax_statistics(capture.logits, average=head is None and heads > 1)
     distance = average.avg_dist[0] if average is not None else each.avg_dist[0, head or 0]
     maps, mean = softmax_rows(capture.logits, index)[0], softmax_mean_map(capture.logits)[0]
     if average is not None:
         return maps.mean(0), mean.mean(0), float(distance)
     return maps[head or 0], mean[head or 0], float(distance)
+
+
+def _with_unary(logits: Logits, unary: UnaryMap, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The rows that a block with a pairwise and a unary map uses, w_p p_i + w_u u."""
+    distance = unary_map_statistics(logits, unary.map, unary.weights).avg_dist
+    fixed = unary.weight * unary.map[0]
+    maps = unary.pairwise_weight * softmax_rows(logits, rows)[0, 0] + fixed
+    return maps, unary.pairwise_weight * softmax_mean_map(logits)[0, 0] + fixed, float(distance)
 
 
 def _single_head(capture: PairwiseCapture, rows: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -10,6 +10,7 @@ from nlprobe.probe.adapters import PairwiseCapture
 from nlprobe.probe.measurement import Measured, Measurement, Moments, Value, Wanted
 from nlprobe.probe.rows import heads_of, measure_rows
 from nlprobe.probe.selections import Part, Selection, selections, valid_queries
+from nlprobe.probe.unary import with_unary
 from nlprobe.stats import (
     MapStatistics,
     Mask,
@@ -25,6 +26,7 @@ from nlprobe.stats import (
     softmax_statistics,
     softmax_statistics_beside_prefix,
 )
+from nlprobe.stats.records import PAIRWISE_HEAD
 
 SOFTMAX = ("gaussian", "embedded_gaussian")
 
@@ -136,7 +138,10 @@ def _of_part(part: Part, positions: str, wanted: Wanted, centres: Mapping[str, T
         for at, (one, place) in enumerate(pairs):
             found = _other_maps(one) if maps is None else maps[at]
             flat = {} if maps is None or one.mask is None else {"flat": flat_distance(one.logits)}
-            measurements += _placed(_maps(*found, flat), one, place)
+            measured = _maps(*found, flat)
+            if one.unary is not None:
+                measured = with_unary(measured, one.logits, one.unary)
+            measurements += _placed(measured, one, place)
     return measurements, moments
 
 
@@ -244,9 +249,13 @@ def _with_metrics(
     placed = len(capture.query_grid) == len(capture.key_grid)
     query_grid, key_grid = (capture.query_grid, capture.key_grid) if placed else (None, None)
     found = map_metrics(logits, metrics, query_grid=query_grid, key_grid=key_grid, prefix=prefix)
+    # the maps of `logits` by the head that their records have
+    measured = {str(head): head for head in range(logits.shape[1])}
+    if capture.unary is not None and capture.unary.joined:
+        measured = {PAIRWISE_HEAD: 0}
     return [
-        replace(one, values=dict(one.values) | {name: value[:, int(one.head)] for name, value in found.items()})
-        if one.quantity == "att" and one.head != "avg" and one.positions != "no_prefix"
+        replace(one, values=dict(one.values) | {name: value[:, measured[one.head]] for name, value in found.items()})
+        if one.quantity == "att" and one.head in measured and one.positions != "no_prefix"
         else one
         for one in measurements
     ]

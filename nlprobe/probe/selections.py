@@ -132,6 +132,11 @@ def _rectangle(capture: PairwiseCapture, rectangle: Rectangle) -> Selection:
             )
         ranges.append(slice(start, stop))
     queries, keys = ranges
+    if capture.unary is not None:
+        raise ConfigError(
+            "a block with a unary map beside its pairwise maps cannot be measured on a rectangle",
+            "leave out the rectangle, or this site (--site)",
+        )
     if capture.mask is not None:
         part = capture.mask.restricted(queries, keys)
         if part.hides(queries.stop - queries.start, keys.stop - keys.start):
@@ -154,6 +159,7 @@ def _of_sets(capture: PairwiseCapture, sets: slice) -> PairwiseCapture:
         given=None if capture.given is None else capture.given[sets],
         mask=None if capture.mask is None else capture.mask.of_sets(sets),
         valid=None,
+        unary=None if capture.unary is None else replace(capture.unary, map=capture.unary.map[sets]),
     )
 
 

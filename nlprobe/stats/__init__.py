@@ -27,6 +27,7 @@ from nlprobe.stats.softmax_maps import (
     softmax_statistics_beside_prefix,
 )
 from nlprobe.stats.softmax_rows import softmax_apply, softmax_mean_map, softmax_rows
+from nlprobe.stats.unary_maps import unary_map_statistics
 
 __all__ = [
     "METRICS",
@@ -65,4 +66,5 @@ __all__ = [
     "softmax_rows",
     "softmax_statistics",
     "softmax_statistics_beside_prefix",
+    "unary_map_statistics",
 ]

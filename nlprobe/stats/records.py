@@ -51,6 +51,9 @@ AVERAGED_HEAD = "avg"
 COMPOSED_HEAD = "composed"
 """The `head` of records of the map that several steps make together, and of the output of all steps."""
 
+PAIRWISE_HEAD, UNARY_HEAD = "pairwise", "unary"
+"""The `head` of records of the two maps whose sum a block uses: one for every query, and one for all of them."""
+
 
 def stands_alone(head: str) -> bool:
     """Whether a record's `head` names a row of its own, which is none of the heads and not averaged with them."""

@@ -25,7 +25,7 @@ SAMPLED_FROM = 1024
 
 SAMPLE_ROWS = 32
 
-_NO_VARIATION = 1e-26
+NO_VARIATION = 1e-26
 """mean_i |S_i|·‖c_i‖² in float64 that is nothing but rounding."""
 
 
@@ -212,7 +212,7 @@ def _likely(logits: Logits, masked: bool, trusted: Trust, average: bool) -> tupl
 
 
 def _statistics(found: Found) -> MapStatistics:
-    shared = torch.where(found.variation > _NO_VARIATION, found.mean_unevenness / found.unevenness, math.nan)
+    shared = torch.where(found.variation > NO_VARIATION, found.mean_unevenness / found.unevenness, math.nan)
     return MapStatistics(
         avg_dist=found.distance,
         zero_rows=found.zero_rows.long(),

@@ -33,8 +33,8 @@ class SiteSummary:
         n_keys: Smallest and largest number of keys.
         zero_rows: How many rows had no direction and were left out, over all images and quantities.
         groups: Smallest and largest number of windows in an image, each of which is a set of positions of its own.
-        head: The head, "avg" for the head-averaged map, "composed" for several steps together, or "" for the mean over
-            heads.
+        head: The head, "avg" for the head-averaged map, "composed" for several steps together, "pairwise" and "unary"
+            for the two maps whose sum a block uses, or "" for the mean over heads.
         positions: Which rows: "all" (without padding where there is some), "no_prefix" or "rectangle".
     """
 

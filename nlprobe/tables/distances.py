@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nlprobe.stats.intervals import Estimate
-from nlprobe.stats.records import AVERAGED_HEAD, COMPOSED_HEAD, QUANTITIES
+from nlprobe.stats.records import AVERAGED_HEAD, COMPOSED_HEAD, PAIRWISE_HEAD, QUANTITIES, UNARY_HEAD
 from nlprobe.stats.summary import SiteSummary
 from nlprobe.tables.table import Cell, Column, Row, Table
 
@@ -15,7 +15,7 @@ POSITIONS = {
 }
 """What a table says of the positions that it is over."""
 
-_OWN_ROWS = {AVERAGED_HEAD: "head-averaged map", COMPOSED_HEAD: "all steps composed"}
+_OWN_ROWS = {AVERAGED_HEAD: "head-averaged map", COMPOSED_HEAD: "all steps composed", PAIRWISE_HEAD: "pairwise map", UNARY_HEAD: "unary map"}
 
 BY_CONSTRUCTION = "0 (by construction)"
 

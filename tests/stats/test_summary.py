@@ -81,6 +81,22 @@ def test_a_single_head_is_no_head_of_its_own() -> None:
     assert heads_of(to_frame([record("a", "att", 0.2), record("a", "input", 0.2, head="-")])) == []
 
 
+def test_a_map_beside_the_heads_is_a_row_of_its_own_and_part_of_no_mean() -> None:
+    frame = to_frame(
+        [
+            record("a", "att", 0.2),
+            record("a", "att", 0.6, head="pairwise"),
+            record("a", "att", 0.0, head="unary", by_construction=True),
+            record("a", "input", 0.7, head="-"),
+        ]
+    )
+    assert heads_of(frame) == ["0", "pairwise", "unary"]
+    assert summarise(frame, model="m").quantities["att"].mean == pytest.approx(0.2)
+    assert list(per_image(frame, "att")) == pytest.approx([0.2])
+    assert summarise(frame, model="m", head="pairwise").quantities["att"].mean == pytest.approx(0.6)
+    assert summarise(frame, model="m", head="unary").quantities["att"].by_construction
+
+
 def test_positions_that_nobody_asked_for_are_left_out() -> None:
     frame = to_frame(
         [

@@ -1,9 +1,13 @@
 """One adapter for each kind of attention; an adapter says where queries, keys, values, scale and output are."""
 
+from nlprobe.probe.adapters.asymmetric import AsymmetricAdapter
 from nlprobe.probe.adapters.attention_module import AttentionModule, Call
 from nlprobe.probe.adapters.context import ContextAdapter
 from nlprobe.probe.adapters.criss_cross import CrissCrossAdapter
+from nlprobe.probe.adapters.disentangled import DisentangledAdapter
+from nlprobe.probe.adapters.dual import ChannelAttentionAdapter, PositionAttentionAdapter
 from nlprobe.probe.adapters.non_local import NonLocalAdapter
+from nlprobe.probe.adapters.object_context import ObjectContextAdapter
 from nlprobe.probe.adapters.protocol import Adapter, Capture, CrossCapture, Deliver, PairwiseCapture, SingleMapCapture
 from nlprobe.probe.adapters.timm_attention import TIMM_ADAPTERS
 from nlprobe.probe.adapters.torch_attention import TORCH_ADAPTERS
@@ -13,6 +17,11 @@ ADAPTERS: tuple[Adapter, ...] = (
     NonLocalAdapter(),
     ContextAdapter(),
     CrissCrossAdapter(),
+    DisentangledAdapter(),
+    PositionAttentionAdapter(),
+    ChannelAttentionAdapter(),
+    ObjectContextAdapter(),
+    AsymmetricAdapter(),
     *TORCH_ADAPTERS,
     *TIMM_ADAPTERS,
     *TRANSFORMERS_ADAPTERS,

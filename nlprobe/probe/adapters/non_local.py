@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from nlprobe.blocks import NonLocal
 from nlprobe.errors import CaptureError
 from nlprobe.probe.adapters.protocol import Deliver, PairwiseCapture
-from nlprobe.probe.adapters.recompute import at_least_single, linear, relative_error, rows_of
+from nlprobe.probe.adapters.recompute import at_least_single, linear, normed, relative_error, rows_of
 from nlprobe.probe.watch import Watch
 
 
@@ -85,7 +85,7 @@ def _capture(
 
     def errors() -> dict[str, float]:
         found = _projection_errors(block, x, query, key, value)
-        found["W_z"] = relative_error(_output_transform(block, context).reshape(rows.shape), output)
+        found["W_z"] = relative_error(_output_transform(block, context), output)
         found["x + W_z·A·V"] = relative_error(rows + output, rows_of(z))
         return found
 
@@ -127,15 +127,7 @@ def _projection_errors(block: NonLocal, x: Tensor, query: Tensor, key: Tensor, v
 
 
 def _output_transform(block: NonLocal, context: Tensor) -> Tensor:
-    rows = linear(at_least_single(context), block.output).flatten(0, 1)  # (B, N, C) -> (B·N, C)
-    norm = block.norm
-    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        return rows
-    weight, bias = at_least_single(norm.weight), at_least_single(norm.bias)
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        return F.batch_norm(rows, None, None, weight, bias, training=True, eps=norm.eps)
-    mean, variance = at_least_single(norm.running_mean), at_least_single(norm.running_var)
-    return F.batch_norm(rows, mean, variance, weight, bias, training=False, eps=norm.eps)
+    return normed(linear(at_least_single(context), block.output), block.norm)
 
 
 def _pool_kernel(dimension: int) -> tuple[int, ...]:

@@ -22,6 +22,28 @@ def no_errors() -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class UnaryMap:
+    """The second map of a block that has one for all queries beside one for each (disentangled non-local).
+
+    Attributes:
+        map: u, which sums to 1.
+        pairwise_weight: w_p of the row w_p p_i + w_u u with which the block multiplies its values.
+        weight: w_u.
+        joined: Whether both maps multiply the same values; if not, there is no such row, and the block's row is p_i.
+    """
+
+    map: Float[Tensor, "s m"]
+    pairwise_weight: float = 1.0
+    weight: float = 1.0
+    joined: bool = True
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """w_p and w_u."""
+        return self.pairwise_weight, self.weight
+
+
+@dataclass(frozen=True)
 class PairwiseCapture:
     """One call of a block that has a map for every query: what entered the product, and what left the block.
 
@@ -40,7 +62,7 @@ class PairwiseCapture:
         instantiation: Which f.
         scale: Factor on the product of query and key (softmax forms).
         query_grid: Spatial sizes of the queries; () where they are not known.
-        key_grid: Spatial sizes of the keys.
+        key_grid: Spatial sizes of the keys; () where they lie on no grid.
         projected: Whether `query` and `key` are projections of x; if not, these two quantities are absent.
         errors: Called for the audit only: relative errors of the rest of the block (projections, W_z, the addition)
             recomputed from x, by name.
@@ -53,6 +75,7 @@ class PairwiseCapture:
         dtype: The precision of the softmax, where it is another than that of queries and output.
         residual: Whether the block itself adds the output to x, so that ‖z − x‖/‖x‖ means something.
         not_counted: What is absent and why, in words.
+        unary: A map for all queries beside those of `query` and `key`.
         weight_query: Concat only.
         weight_key: Concat only.
     """
@@ -78,6 +101,7 @@ class PairwiseCapture:
     dtype: torch.dtype | None = None
     residual: bool = True
     not_counted: tuple[str, ...] = ()
+    unary: UnaryMap | None = None
     weight_query: Float[Tensor, " d"] | None = None
     weight_key: Float[Tensor, " d"] | None = None
 
