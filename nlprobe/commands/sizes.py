@@ -17,7 +17,7 @@ from nlprobe.stats.summary import at_positions
 class SizedSite:
     """A site with its numbers of queries, keys and heads, channels of its input, and windows in an image.
 
-    The channels are None where the site's input is not one row a query.
+    The channels are None where the site neither names them nor has an input of one row a query.
     """
 
     site: Site
@@ -53,6 +53,7 @@ def sized_sites(
         heads = {head for head in maps["head"] if head != "-" and not stands_alone(head)}
         inputs_seen = rows.loc[rows["quantity"] == "input", "dim"]
         channels = int(inputs_seen.iloc[0]) if len(inputs_seen) else None
+        channels = said if isinstance(said := site.settings.get("channels"), int) else channels
         n, m, groups = (int(first[column]) for column in ("n_queries", "n_keys", "groups"))
         sized.append(SizedSite(site, n, m, len(heads) or 1, channels, groups))
     return sized

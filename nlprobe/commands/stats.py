@@ -35,6 +35,7 @@ from nlprobe.libraries import Drawn
 from nlprobe.measuring import Journal, Measured, Rectangle, measure_network
 from nlprobe.models import names, paper_distances
 from nlprobe.probe.adapters import Adapter
+from nlprobe.probe.baselines import REDRAWABLE
 from nlprobe.probe.measurement import Precision
 from nlprobe.results import EXTENSIONS, results, write_results
 from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
@@ -44,9 +45,6 @@ from nlprobe.tables import PaperRow, Table, distance_table
 BASELINES = ("init-block", "init-all")
 
 POSITIONS = ("all", "no_prefix", "rectangle")
-
-REDRAWABLE = ("non_local", "context")
-"""The kinds of block that `init-block` can draw anew."""
 
 FREE = ("format", "workers", "device", "paper", "positions", "by-site", "by-head")
 """Settings that a resumed measurement may change: they do not touch what was measured."""
@@ -107,7 +105,11 @@ FREE = ("format", "workers", "device", "paper", "positions", "by-site", "by-head
     help="Positions that the table is over: all, all but prefix tokens, or --rectangle; the records hold each.",
 )
 @click.option("--by-site", is_flag=True, help="A row for each site instead of their mean.")
-@click.option("--by-head", is_flag=True, help="A row for each head of each site, and for the head-averaged map.")
+@click.option(
+    "--by-head",
+    is_flag=True,
+    help="A row for each head of each site, and for the maps beside them.",
+)
 @format_option()
 @limit_option
 @batch_size_option(8)

@@ -37,6 +37,18 @@ OPERATORS = (
 )
 """Blocks that are made of channels and settings, and start at zero unless `zero_init` is off."""
 
+REDRAWABLE = (
+    "non_local",
+    "context",
+    "disentangled",
+    "position_attention",
+    "channel_attention",
+    "object_context",
+    "asymmetric_pyramid",
+    "asymmetric_fusion",
+)
+"""The kinds of block that `redraw` knows."""
+
 
 @dataclass(frozen=True)
 class Draw:
