@@ -40,6 +40,7 @@ OPERATORS = (
 REDRAWABLE = (
     "non_local",
     "context",
+    "criss_cross",
     "disentangled",
     "position_attention",
     "channel_attention",

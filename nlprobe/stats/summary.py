@@ -84,7 +84,7 @@ def heads_of(frame: pd.DataFrame) -> list[str]:
     found = set(frame["head"].unique()) - {"-"}
     if len(found) < 2:
         return []
-    return sorted(found, key=lambda head: (stands_alone(head), len(head), head))
+    return sorted(found, key=lambda head: (stands_alone(head), int(head) if head.isdigit() else 0, head))
 
 
 def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist", *, positions: str = "all") -> pd.Series:

@@ -15,7 +15,12 @@ POSITIONS = {
 }
 """What a table says of the positions that it is over."""
 
-_OWN_ROWS = {AVERAGED_HEAD: "head-averaged map", COMPOSED_HEAD: "all steps composed", PAIRWISE_HEAD: "pairwise map", UNARY_HEAD: "unary map"}
+_OWN_ROWS = {
+    AVERAGED_HEAD: "head-averaged map",
+    COMPOSED_HEAD: "all steps composed",
+    PAIRWISE_HEAD: "pairwise map",
+    UNARY_HEAD: "unary map",
+}
 
 BY_CONSTRUCTION = "0 (by construction)"
 

@@ -115,7 +115,7 @@ def test_the_maps_beside_are_part_of_no_mean_and_rows_of_their_own() -> None:
     mean = summarise(frame, model="m").quantities["att"]
     assert mean.mean == pytest.approx(att.loc[att["head"] == "0", "avg_dist"].mean())
     assert not mean.by_construction
-    assert heads_of(frame) == ["0", "unary", "pairwise"]
+    assert heads_of(frame) == ["0", "pairwise", "unary"]
 
 
 def test_a_gate_at_zero_leaves_the_unary_map_alone() -> None:
