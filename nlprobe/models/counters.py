@@ -13,7 +13,17 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.utils import _pair
 
-from nlprobe.blocks import ContextBlock, CrissCross, CrissCrossAttention, NonLocal, PairwiseAttention, UnaryTerm
+from nlprobe.blocks import (
+    AsymmetricFusion,
+    AsymmetricPyramid,
+    ContextBlock,
+    CrissCross,
+    CrissCrossAttention,
+    NonLocal,
+    PairwiseAttention,
+    PositionAttention,
+    UnaryTerm,
+)
 
 
 @dataclass(frozen=True)
@@ -167,6 +177,39 @@ def _segmentation_context(call: Call) -> int:
     return call.inputs[0].numel() if call.module.mask is None else 0
 
 
+def _projected_again(call: Call) -> int:
+    """Queries, keys and values of DANet's attention between positions, which the counter counts twice."""
+    assert isinstance(call.module, PositionAttention)
+    rows = _positions(call.inputs[0])
+    return sum(rows * _taps_and_bias(layer) for layer in (call.module.query, call.module.key, call.module.value))
+
+
+def _asymmetric_again(call: Call) -> int:
+    """Queries, keys and values of ANN with their norms, activations and pools, which the counter counts twice.
+
+    The query of the pyramid block is computed with its keys here; the counter saw it computed on its own, and twice.
+    """
+    block = call.module
+    assert isinstance(block, AsymmetricPyramid | AsymmetricFusion)
+    low, high = _positions(call.inputs[0]), _positions(call.inputs[-1])
+    width = block.value.out_features
+    pools = len(block.config.pyramid) * 2 * low * width
+    norms = 3 * width  # 2 for the norm and 1 for the activation of every number
+    keys = low * (_taps_and_bias(block.key.linear) + norms)
+    values = low * _taps_and_bias(block.value)
+    if isinstance(block, AsymmetricFusion):
+        return pools + keys + values + high * (_taps_and_bias(block.query.linear) + norms)
+    return pools + keys + values + 2 * keys
+
+
+def _positions(x: Any) -> int:
+    return x.numel() // x.shape[1]
+
+
+def _taps_and_bias(layer: nn.Linear) -> int:
+    return layer.out_features * (layer.in_features + int(layer.bias is not None))
+
+
 SEGMENTATION_COUNTER: Counter = {
     nn.Conv1d: _paper_convolution,
     nn.Conv2d: _paper_convolution,
@@ -184,11 +227,15 @@ SEGMENTATION_COUNTER: Counter = {
     NonLocal: _nothing,
     ContextBlock: _segmentation_context,
     UnaryTerm: _nothing,
+    PositionAttention: _projected_again,
+    AsymmetricPyramid: _asymmetric_again,
+    AsymmetricFusion: _asymmetric_again,
 }
 """The counter that gives the "FLOPs (G)" of Tables 12 and 13, where a G is 10^9.
 
 Multiply-accumulates and biases of convolutions, 2 for each output of a batch norm, 1 of a ReLU, 1 for each input of a
 pool, and the products of blocks that compare positions, but not the product of a GC block's map with the features.
+The projections of DANet and ANN count twice.
 """
 
 WITHOUT_MACS: tuple[type[nn.Module], ...] = (

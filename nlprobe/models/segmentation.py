@@ -1,4 +1,4 @@
-"""Semantic segmentation: a dilated residual network, and the paper's FCN decoder with its context operator."""
+"""Semantic segmentation: a dilated residual network with the paper's FCN decoder and its operator, DANet or ANN."""
 
 from collections import OrderedDict
 
@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nlprobe.blocks import build_block
+from nlprobe.blocks import (
+    AsymmetricFusion,
+    AsymmetricFusionConfig,
+    AsymmetricPyramid,
+    ChannelAttention,
+    PositionAttention,
+    build_block,
+)
 from nlprobe.models.resnet import ResNet
 from nlprobe.models.segmentation_config import SegmentationConfig
 
@@ -40,6 +47,54 @@ class FCNHead(nn.Module):
         if self.fuse is not None:
             x = self.fuse(torch.cat([features["c5"], x], 1))
         return {"scores": self.classifier(x)}
+
+
+class DualAttentionHead(nn.Module):
+    """DANet: 3x3, attention, 3x3 in two branches, one between positions and one between channels, and their sum.
+
+    Shapes: c5 (B, C, H, W) -> coarse scores (B, classes, H, W) of the sum and of either branch, by which it is trained.
+    """
+
+    def __init__(self, config: SegmentationConfig) -> None:
+        super().__init__()
+        c5, width = config.backbone.channels("c5"), config.channels
+        self.position_reduce, self.channel_reduce = (conv_norm_relu(c5, width) for _ in range(2))
+        self.position_smooth, self.channel_smooth = (conv_norm_relu(width, width) for _ in range(2))
+        self.classifier, self.position_classifier, self.channel_classifier = (
+            classifier(width, config) for _ in range(3)
+        )
+        self.position = PositionAttention(width)
+        self.channel = ChannelAttention(width)
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Coarse scores of the sum, and of the branches."""
+        position = self.position_smooth(self.position(self.position_reduce(features["c5"])))
+        channel = self.channel_smooth(self.channel(self.channel_reduce(features["c5"])))
+        return {
+            "scores": self.classifier(position + channel),
+            "position": self.position_classifier(position),
+            "channel": self.channel_classifier(channel),
+        }
+
+
+class AsymmetricHead(nn.Module):
+    """ANN: c5 fused with c4 by asymmetric attention, 3x3, and asymmetric attention within the result.
+
+    Shapes: c4 and c5 (B, C, H, W) -> coarse scores (B, classes, H, W).
+    """
+
+    def __init__(self, config: SegmentationConfig) -> None:
+        super().__init__()
+        c4, c5, width = config.backbone.channels("c4"), config.backbone.channels("c5"), config.channels
+        self.reduce = conv_norm_relu(c5, width)
+        self.classifier = classifier(width, config)
+        self.fusion = AsymmetricFusion(c5, AsymmetricFusionConfig(low_channels=c4))
+        self.context = AsymmetricPyramid(width)
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Coarse scores."""
+        fused = self.fusion(features["c4"], features["c5"])
+        return {"scores": self.classifier(self.context(self.reduce(fused)))}
 
 
 class AuxiliaryHead(nn.Sequential):
@@ -108,4 +163,8 @@ def classifier(channels: int, config: SegmentationConfig) -> nn.Sequential:
     return nn.Sequential(OrderedDict(dropout=nn.Dropout2d(config.dropout), conv=conv))
 
 
-HEAD_CLASSES: dict[str, type[nn.Module]] = {"fcn": FCNHead}
+HEAD_CLASSES: dict[str, type[nn.Module]] = {
+    "fcn": FCNHead,
+    "dual_attention": DualAttentionHead,
+    "asymmetric": AsymmetricHead,
+}

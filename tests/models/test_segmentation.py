@@ -54,6 +54,44 @@ def test_training_gives_the_auxiliary_scores_too_and_gradients_everywhere() -> N
     assert network.eval()(torch.randn(1, 3, 32, 48)).shape == (1, 5, 32, 48)
 
 
+@pytest.mark.parametrize(
+    "head, outputs",
+    [("dual_attention", {"scores", "position", "channel", "auxiliary"}), ("asymmetric", {"scores", "auxiliary"})],
+)
+def test_other_heads_are_trained_by_all_their_scores_and_give_one(head: str, outputs: set[str]) -> None:
+    network = build(replace(TINY, head=head), seed=0)
+    images = torch.randn(2, 3, 64, 48)
+    found = network(images)
+    assert set(found) == outputs
+    sum(scores.square().sum() for scores in found.values()).backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    assert network.eval()(images).shape == (2, 5, 64, 48)
+    for site in network.sites():
+        network.get_submodule(site)
+
+
+def test_danet_scores_the_sum_of_its_branches() -> None:
+    network = build(replace(TINY, head="dual_attention"), seed=0).double().eval()
+    head, features = network.head, network.backbone.features(torch.randn(1, 3, 32, 32).double())
+    with torch.no_grad():
+        branches = [
+            getattr(head, f"{name}_smooth")(getattr(head, name)(getattr(head, f"{name}_reduce")(features["c5"])))
+            for name in ("position", "channel")
+        ]
+        found = head(features)
+        torch.testing.assert_close(found["scores"], head.classifier(branches[0] + branches[1]))
+        torch.testing.assert_close(found["position"], head.position_classifier(branches[0]))
+        torch.testing.assert_close(found["channel"], head.channel_classifier(branches[1]))
+
+
+def test_ann_fuses_c4_with_c5() -> None:
+    network = build(replace(TINY, head="asymmetric"), seed=0).double().eval()
+    head, features = network.head, network.backbone.features(torch.randn(1, 3, 32, 32).double())
+    with torch.no_grad():
+        fused = head.fusion(features["c4"], features["c5"])
+        torch.testing.assert_close(head(features)["scores"], head.classifier(head.context(head.reduce(fused))))
+
+
 def test_the_auxiliary_head_stands_on_c4() -> None:
     network = build(TINY, seed=0)
     network.train()

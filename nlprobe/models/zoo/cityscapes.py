@@ -8,13 +8,20 @@ scale after it; GC blocks have ratio 4.
 Three columns of Table 4 have lost their names in print; they are taken in the order of Table 1: input, output, att.
 
 The rows of Table 13 other than DANet, ANN and CCNet print the models of Table 12a, trained with stronger augmentation.
+DNL and OCNet stand in none of the paper's tables; they are there to be measured.
 
 The twins have a quarter of the width, fewer residual blocks and a head of 64 channels.
 """
 
 from dataclasses import dataclass, replace
 
-from nlprobe.blocks import ContextConfig, NonLocalConfig
+from nlprobe.blocks import (
+    ContextConfig,
+    CrissCrossConfig,
+    DisentangledConfig,
+    NonLocalConfig,
+    ObjectContextConfig,
+)
 from nlprobe.blocks.settings import BlockConfig
 from nlprobe.models.config import ARCHITECTURES, ResNetConfig
 from nlprobe.models.insertion import Insertion
@@ -100,6 +107,13 @@ _VARIANTS = (
         (("12b", "att+scale"),),
         replace(GC, fusion="scale"),
     ),
+    _Variant(
+        "-danet", "DANet: attention between positions and between channels", (("13", "DANet"),), head="dual_attention"
+    ),
+    _Variant("-ann", "ANN: asymmetric pyramid attention, of c4 and c5", (("13", "ANN"),), head="asymmetric"),
+    _Variant("-ccnet", "CCNet: two steps of criss-cross attention in the head", (("13", "CCNet"),), CrissCrossConfig()),
+    _Variant("-dnl", "disentangled non-local block in the head", context=DisentangledConfig.mmseg()),
+    _Variant("-ocnet", "object context in the head", context=ObjectContextConfig()),
 )
 
 
