@@ -15,6 +15,7 @@ from nlprobe.blocks.dual import ChannelAttention, ChannelAttentionConfig, Positi
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
 from nlprobe.blocks.object_context import ObjectContext, ObjectContextConfig
 from nlprobe.blocks.places import PLACES
+from nlprobe.blocks.point_wise import PointWise, PointWiseBranch, PointWiseConfig, SourceAttention
 from nlprobe.blocks.row_transform import RowTransform
 from nlprobe.blocks.rows import to_map, to_rows
 
@@ -40,9 +41,13 @@ __all__ = [
     "ObjectContext",
     "ObjectContextConfig",
     "PairwiseAttention",
+    "PointWise",
+    "PointWiseBranch",
+    "PointWiseConfig",
     "PositionAttention",
     "PositionAttentionConfig",
     "RowTransform",
+    "SourceAttention",
     "UnaryTerm",
     "block_config",
     "build_block",

@@ -12,6 +12,7 @@ from nlprobe.blocks.disentangled import Disentangled, DisentangledConfig
 from nlprobe.blocks.dual import ChannelAttention, ChannelAttentionConfig, PositionAttention, PositionAttentionConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
 from nlprobe.blocks.object_context import ObjectContext, ObjectContextConfig
+from nlprobe.blocks.point_wise import PointWise, PointWiseConfig
 from nlprobe.blocks.settings import BlockConfig, unknown
 from nlprobe.errors import ConfigError
 
@@ -40,6 +41,7 @@ _BLOCKS: dict[str, tuple[type[BlockConfig], Make]] = {
     ),
     ObjectContextConfig.block: (ObjectContextConfig, lambda channels, _, config: ObjectContext(channels, config)),
     AsymmetricPyramidConfig.block: (AsymmetricPyramidConfig, _asymmetric_pyramid),
+    PointWiseConfig.block: (PointWiseConfig, PointWise),
 }
 
 CONFIGS: dict[str, type[BlockConfig]] = {name: config for name, (config, _) in _BLOCKS.items()}

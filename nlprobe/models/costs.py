@@ -23,7 +23,10 @@ from nlprobe.blocks import (
     NonLocal,
     ObjectContext,
     PairwiseAttention,
+    PointWise,
+    PointWiseBranch,
     PositionAttention,
+    SourceAttention,
     UnaryTerm,
 )
 from nlprobe.errors import ConfigError
@@ -167,6 +170,9 @@ _BLOCKS = (
     ContextBlock,
     CrissCross,
     CrissCrossAttention,
+    PointWise,
+    PointWiseBranch,
+    SourceAttention,
     Disentangled,
     NonLocal,
     ObjectContext,

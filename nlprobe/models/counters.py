@@ -21,7 +21,10 @@ from nlprobe.blocks import (
     CrissCrossAttention,
     NonLocal,
     PairwiseAttention,
+    PointWise,
+    PointWiseBranch,
     PositionAttention,
+    SourceAttention,
     UnaryTerm,
 )
 
@@ -80,6 +83,12 @@ def _criss_cross(call: Call) -> int:
     return int(batch * height * width * (height + width - 1) * (inner + value.shape[-1]))
 
 
+def _sources(call: Call) -> int:
+    """The product of a given map with its values."""
+    logits, value = call.inputs
+    return int(logits.numel() * value.shape[-1])
+
+
 def _context(call: Call) -> int:
     """The product of the map with the features; a mean has no multiplications."""
     assert isinstance(call.module, ContextBlock)
@@ -99,6 +108,9 @@ MACS: Counter = {
     PairwiseAttention: _pairwise,
     CrissCrossAttention: _criss_cross,
     CrissCross: _nothing,
+    SourceAttention: _sources,
+    PointWiseBranch: _nothing,
+    PointWise: _nothing,
     NonLocal: _nothing,
     ContextBlock: _context,
     UnaryTerm: _unary,
@@ -160,6 +172,9 @@ PAPER_COUNTER: Counter = {
     PairwiseAttention: _pairwise,
     CrissCrossAttention: _criss_cross,
     CrissCross: _nothing,
+    SourceAttention: _sources,
+    PointWiseBranch: _nothing,
+    PointWise: _nothing,
     NonLocal: _paper_non_local,
     ContextBlock: _paper_context,
     UnaryTerm: _unary,
@@ -224,6 +239,9 @@ SEGMENTATION_COUNTER: Counter = {
     PairwiseAttention: _pairwise,
     CrissCrossAttention: _criss_cross,
     CrissCross: _nothing,
+    SourceAttention: _sources,
+    PointWiseBranch: _nothing,
+    PointWise: _nothing,
     NonLocal: _nothing,
     ContextBlock: _segmentation_context,
     UnaryTerm: _nothing,

@@ -17,6 +17,7 @@ from nlprobe.blocks import (
     Disentangled,
     NonLocal,
     ObjectContext,
+    PointWiseBranch,
     PositionAttention,
     build_block,
 )
@@ -41,6 +42,7 @@ REDRAWABLE = (
     "non_local",
     "context",
     "criss_cross",
+    "point_wise",
     "disentangled",
     "position_attention",
     "channel_attention",
@@ -123,7 +125,7 @@ def init_block(probe: Probe, *, draws: int = DRAWS, seed: int = 0) -> Iterator[I
 def redraw(block: nn.Module, seed: int) -> nn.Module:
     """A new block with the settings, device, precision and mode of `block`, and weights drawn from `seed`.
 
-    Criss-cross attention has no W_z: its γ is 1.
+    Criss-cross and point-wise attention have no W_z: γ of the one is 1, and the other is drawn as it is.
 
     Raises:
         ConfigError: the kind of block is not known.
@@ -149,6 +151,8 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
             output = getattr(twin, "output", None)
             if isinstance(output, nn.Linear):
                 nn.init.normal_(output.weight, std=W_Z_STD)
+        elif isinstance(block, PointWiseBranch):
+            twin = PointWiseBranch(block.width, block.direction, block.config)
         else:
             raise ConfigError(f"`{type(block).__name__}` cannot be redrawn", "use the null model init-all")
     return twin.to(parameter.device, parameter.dtype).train(block.training)

@@ -23,6 +23,8 @@ from nlprobe.blocks import (
     NonLocalConfig,
     ObjectContext,
     ObjectContextConfig,
+    PointWise,
+    PointWiseConfig,
     PositionAttention,
     PositionAttentionConfig,
     block_config,
@@ -35,6 +37,7 @@ BUILT = [
     (NonLocalConfig("gaussian"), NonLocal),
     (ContextConfig.snl(), ContextBlock),
     (CrissCrossConfig(recurrence=3), CrissCross),
+    (PointWiseConfig(5, 7), PointWise),
     (DisentangledConfig.scene_parsing(), Disentangled),
     (PositionAttentionConfig(4), PositionAttention),
     (ChannelAttentionConfig(False), ChannelAttention),
@@ -112,6 +115,10 @@ WRONG = {
     "AsymmetricPyramidConfig(pyramid=())": "`pyramid` of the block `asymmetric_pyramid` is `()`\ngive one or more",
     "AsymmetricPyramidConfig(pyramid=(1, 0))": "`pyramid` of the block `asymmetric_pyramid` is `0`",
     "AsymmetricFusionConfig(low_channels=0)": "`low_channels` of the block `asymmetric_fusion` is `0`",
+    'PointWiseConfig(branches="distribut")': "did you mean `distribute`",
+    'PointWiseConfig(fusion="scale")': "unknown value for `fusion` of the block `point_wise`: `scale`",
+    "PointWiseConfig(mask_height=0)": "`mask_height` of the block `point_wise` is `0`",
+    'CrissCrossConfig(zero_init="no")': "`zero_init` of the block `criss_cross` is `'no'`",
     'PairwiseAttention("softmax")': "unknown instantiation `softmax`",
 }
 

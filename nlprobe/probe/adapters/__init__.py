@@ -8,6 +8,7 @@ from nlprobe.probe.adapters.disentangled import DisentangledAdapter
 from nlprobe.probe.adapters.dual import ChannelAttentionAdapter, PositionAttentionAdapter
 from nlprobe.probe.adapters.non_local import NonLocalAdapter
 from nlprobe.probe.adapters.object_context import ObjectContextAdapter
+from nlprobe.probe.adapters.point_wise import PointWiseAdapter
 from nlprobe.probe.adapters.protocol import Adapter, Capture, CrossCapture, Deliver, PairwiseCapture, SingleMapCapture
 from nlprobe.probe.adapters.timm_attention import TIMM_ADAPTERS
 from nlprobe.probe.adapters.torch_attention import TORCH_ADAPTERS
@@ -22,6 +23,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     ChannelAttentionAdapter(),
     ObjectContextAdapter(),
     AsymmetricAdapter(),
+    PointWiseAdapter(),
     *TORCH_ADAPTERS,
     *TIMM_ADAPTERS,
     *TRANSFORMERS_ADAPTERS,
@@ -40,5 +42,6 @@ __all__ = [
     "Deliver",
     "NonLocalAdapter",
     "PairwiseCapture",
+    "PointWiseAdapter",
     "SingleMapCapture",
 ]
