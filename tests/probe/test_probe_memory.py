@@ -33,6 +33,30 @@ def test_a_probe_stays_far_below_one_map(instantiation: str) -> None:
     assert int(finished.stdout) < N_BY_N / 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "made",
+    [
+        "Disentangled(64, DisentangledConfig.mmseg())",
+        "PositionAttention(64)",
+        "ObjectContext(64)",
+        "AsymmetricPyramid(64)",
+    ],
+)
+def test_a_context_operator_in_a_probe_stays_far_below_one_map(made: str) -> None:
+    program = dedent(PROGRAM.format(instantiation="gaussian"))
+    block = 'NonLocal(64, 2, NonLocalConfig("gaussian", zero_init=False))'
+    assert block in program
+    program = program.replace(block, made).replace("import NonLocal, NonLocalConfig", "import *")
+    program = program.replace(
+        'set(probe.frame()["n_queries"])', """set(probe.frame().query("quantity == 'att'")["n_queries"])"""
+    )
+    root = Path(__file__).parents[2]
+    finished = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert int(finished.stdout) < N_BY_N / 3
+
+
 MANY_HEADS = """
     import torch, nlprobe
     from benchmarks.memory import peak_extra_bytes

@@ -167,6 +167,12 @@ def test_single_heads_stand_below_their_site_and_are_named() -> None:
     assert [record.get("head") for record in table.records()] == [None, "0", "1", "avg", "1"]
 
 
+def test_maps_beside_the_heads_are_named_in_words() -> None:
+    maps = [dataclasses.replace(summary(), head=head) for head in ("pairwise", "unary", "composed")]
+    labels = [row.cells[0].value for row in distance_table([summary(), *maps]).rows]
+    assert labels == ["net", "pairwise map", "unary map", "all steps composed"]
+
+
 def test_windows_and_chosen_positions_are_told() -> None:
     windowed = dataclasses.replace(summary(), groups=(1, 64), positions="no_prefix")
     text = distance_table([windowed], notes=["net: random weights (seed 0)."]).render()
