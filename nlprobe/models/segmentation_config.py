@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nlprobe.blocks import block_config
+from nlprobe.blocks import PointWiseConfig, block_config
 from nlprobe.blocks.settings import BlockConfig, unknown
 from nlprobe.errors import ConfigError
 from nlprobe.models.config import ResNetConfig
@@ -74,7 +74,7 @@ class SegmentationConfig:
         """Every attention block by its site, in the order of the forward pass."""
         within = [f"backbone.{site}" for site in self.backbone.sites()]
         heads = {
-            "fcn": ["head.context"] if self.context is not None else [],
+            "fcn": _operator_sites(self.context),
             "dual_attention": ["head.position", "head.channel"],
             "asymmetric": ["head.fusion", "head.context"],
         }
@@ -118,3 +118,10 @@ class SegmentationConfig:
     def with_insertions(self, insertions: tuple[Any, ...]) -> "SegmentationConfig":
         """The same with other blocks in the backbone."""
         return replace(self, backbone=replace(self.backbone, insertions=insertions))
+
+
+def _operator_sites(context: BlockConfig | None) -> list[str]:
+    """The sites of an operator in the `fcn` head; each direction of point-wise attention is one."""
+    if isinstance(context, PointWiseConfig):
+        return [f"head.context.{direction}" for direction in context.directions]
+    return [] if context is None else ["head.context"]

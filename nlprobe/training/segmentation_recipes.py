@@ -88,7 +88,7 @@ CITYSCAPES_CHOICES = Choices(
 # The same for pictures of 256x128 pixels. A mirrored digit is another digit or none.
 MINIATURE_CITYSCAPES = SegmentationRecipe(
     name="miniature-cityscapes",
-    epochs=15,
+    epochs=6,
     batch_size=8,
     channels_last=True,
     optimiser=Optimiser(learning_rate=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norms=False),

@@ -8,7 +8,7 @@ scale after it; GC blocks have ratio 4.
 Three columns of Table 4 have lost their names in print; they are taken in the order of Table 1: input, output, att.
 
 The rows of Table 13 other than DANet, ANN and CCNet print the models of Table 12a, trained with stronger augmentation.
-DNL and OCNet stand in none of the paper's tables; they are there to be measured.
+DNL, OCNet and PSANet stand in none of the paper's tables; they are there to be measured.
 
 The twins have a quarter of the width, fewer residual blocks and a head of 64 channels.
 """
@@ -21,6 +21,7 @@ from nlprobe.blocks import (
     DisentangledConfig,
     NonLocalConfig,
     ObjectContextConfig,
+    PointWiseConfig,
 )
 from nlprobe.blocks.settings import BlockConfig
 from nlprobe.models.config import ARCHITECTURES, ResNetConfig
@@ -114,13 +115,20 @@ _VARIANTS = (
     _Variant("-ccnet", "CCNet: two steps of criss-cross attention in the head", (("13", "CCNet"),), CrissCrossConfig()),
     _Variant("-dnl", "disentangled non-local block in the head", context=DisentangledConfig.mmseg()),
     _Variant("-ocnet", "object context in the head", context=ObjectContextConfig()),
+    _Variant(
+        "-psanet",
+        "point-wise spatial attention in the head",
+        context=PointWiseConfig(mask_height=97, mask_width=97),  # 2 · 49 − 1: all of a crop of 769 from everywhere
+    ),
 )
 
 
 def _config(variant: _Variant, base: SegmentationConfig) -> SegmentationConfig:
-    within = variant.backbone
+    within, context = variant.backbone, variant.context
+    if base is SMALL and isinstance(context, PointWiseConfig):
+        context = replace(context, mask_height=15, mask_width=31)  # all of 128x256 pixels from everywhere
     insertions = () if within is None else tuple(Insertion(within, stage) for stage in ("c3", "c4", "c5"))
-    return replace(base, head=variant.head, context=variant.context).with_insertions(insertions)
+    return replace(base, head=variant.head, context=context).with_insertions(insertions)
 
 
 def _full_size(variant: _Variant) -> ModelEntry:

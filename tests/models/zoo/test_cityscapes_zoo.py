@@ -98,7 +98,10 @@ def test_every_model_has_a_miniature_twin_with_the_same_operator() -> None:
     twins = {entry(name).full_size: entry(name) for name in names() if name.startswith("miniature-cityscapes/")}
     assert set(twins) == set(FULL)
     for name in FULL:
-        assert twins[name].config.context == entry(name).config.context
+        if "psanet" in name:  # whose mask has the size of the picture
+            assert type(twins[name].config.context) is type(entry(name).config.context)
+        else:
+            assert twins[name].config.context == entry(name).config.context
         assert twins[name].config.head == entry(name).config.head
 
 
