@@ -99,6 +99,12 @@ def command() -> None:
 )
 @click.option("--head", type=click.IntRange(min=0), help="Draw this head, from 0; the average of all by default.")
 @click.option(
+    "--call",
+    type=click.IntRange(min=0),
+    help="Draw this use of a module that one forward call runs several times, from 0; by default the first, of "
+    "criss-cross attention all steps composed.",
+)
+@click.option(
     "--prefix", type=click.IntRange(min=0), help="Tokens in front that are no positions; else the site's own."
 )
 @click.option("--difference", is_flag=True, help="Also draw each map's difference from the mean map.")
@@ -133,6 +139,7 @@ def attention(
     site: str | None,
     queries: tuple[tuple[float | int, float | int], ...],
     head: int | None,
+    call: int | None,
     prefix: int | None,
     difference: bool,
     initial: bool,
@@ -186,6 +193,7 @@ def attention(
                         points,
                         site,
                         head=head,
+                        call=call,
                         prefix=prefix,
                         adapters=adapters,
                         picture=shown,
@@ -193,7 +201,7 @@ def attention(
                         label=label,
                     )
                 )
-                found[-1] = _with_head(found[-1], model, head)
+                found[-1] = _with_call(_with_head(found[-1], model, head), call)
     figure = draw_attention(found, difference=difference, percentile=percentile, smooth=smooth)
     arrays = {f"maps_{index}": maps.maps for index, maps in enumerate(found)}
     arrays |= {f"mean_{index}": maps.mean for index, maps in enumerate(found)}
@@ -237,6 +245,13 @@ def _refuse_without_pictures(one: Named) -> None:
             f"`{one.label}` takes `{first}` before its pictures (`{pictures.argument}`)",
             "draw the part of it that takes pictures alone, by --model python:package.module:callable",
         )
+
+
+def _with_call(maps: AttentionMaps, call: int | None) -> AttentionMaps:
+    """The maps with a label that says which use of the module they are of, where that was asked for or is all."""
+    if call is not None:
+        return replace(maps, label=f"{maps.label}, call {call}")
+    return replace(maps, label=f"{maps.label}, all steps composed") if maps.instantiation == "composed" else maps
 
 
 def _with_head(maps: AttentionMaps, model: torch.nn.Module, head: int | None) -> AttentionMaps:

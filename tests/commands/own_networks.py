@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import nlprobe
-from nlprobe.blocks import NonLocal, NonLocalConfig
+from nlprobe.blocks import CrissCross, CrissCrossConfig, NonLocal, NonLocalConfig
 
 
 def tiny_vit() -> nn.Module:
@@ -31,6 +31,12 @@ def own_shape() -> tuple[nn.Module, object]:
 def non_local() -> nn.Module:
     """One of nlprobe's own blocks."""
     return nn.Sequential(nn.Conv2d(3, 8, 8, 8), NonLocal(8, config=NonLocalConfig(zero_init=False)))
+
+
+def criss_cross_with_transform() -> tuple[nn.Module, object]:
+    """Criss-cross attention on a grid of 4 x 6, in two steps."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 8, 8), CrissCross(8, config=CrissCrossConfig(zero_init=False)))
+    return network, v2.Compose([v2.Resize((32, 48)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
 
 
 class Pooled(nn.Module):

@@ -94,3 +94,16 @@ def test_adapters_reach_the_figure_and_what_is_none_is_refused(photographs, tmp_
     assert "is no adapter" in viz(capsys, *base, "--adapter", "python:own_networks:tiny_vit", "--force", code=2)
     assert "names no adapter" in viz(capsys, *base, "--adapter", "own_networks", "--force", code=2)
     assert "has no `ADAPTER`" in viz(capsys, *base, "--adapter", "python:own_networks:ADAPTER", "--force", code=2)
+
+
+def test_steps_of_criss_cross_attention_are_drawn_composed_or_one_by_one(photographs, tmp_path, capsys) -> None:
+    arguments = ["--model", "python:own_networks:criss_cross_with_transform", "--image", photographs / "china.jpg"]
+    arguments += ["--query", "5,20", "--out", tmp_path / "f.png", "--device", "cpu", "--force"]
+    reached = {}
+    for choice, said in (((), "all steps composed"), (("--call", 0), "call 0"), (("--call", 1), "call 1")):
+        (row,) = json.loads(viz(capsys, *arguments, *choice, "--format", "json"))
+        assert row["model"].endswith(f", {said}")
+        data = pd.read_csv(tmp_path / "f.csv")
+        reached[said] = int((data.loc[data["map"] == "query 1", "weight"] > 0).sum())
+    assert reached == {"all steps composed": 24, "call 0": 9, "call 1": 9}
+    assert "has no call 2: it ran 2 times" in viz(capsys, *arguments, "--call", 2, code=2)
