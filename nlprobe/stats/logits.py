@@ -101,11 +101,12 @@ class Logits:
             chosen = torch.arange(heads.start, heads.stop, device=keys.device) // repeats
             keys = keys.index_select(1, chosen)
         keys = keys.to(dtype)
-        if centred:
-            # by way of the first key, so that equal keys cancel exactly
-            keys = keys - keys[:, :, :1] if dtype == torch.float64 else keys
-            keys = keys - keys.mean(-2, keepdim=True)
-        return PreparedLogits(self, sets, heads, keys.flatten(0, 1).contiguous())
+        if not centred:
+            return PreparedLogits(self, sets, heads, keys.flatten(0, 1).contiguous())
+        # by way of the first key, so that equal keys cancel exactly
+        keys = keys - keys[:, :, :1] if dtype == torch.float64 else keys
+        rows = keys.new_empty(keys.shape)
+        return PreparedLogits(self, sets, heads, torch.sub(keys, keys.mean(-2, keepdim=True), out=rows).flatten(0, 1))
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,15 @@ class PreparedLogits:
     sets: slice
     heads: slice
     key: Float[Tensor, "gh m d"] | None
+
+    def of_sets(self, sets: slice) -> "PreparedLogits":
+        """The same for some of the sets."""
+        if sets == self.sets:
+            return self
+        heads = self.heads.stop - self.heads.start
+        first = sets.start - self.sets.start
+        key = None if self.key is None else self.key.narrow(0, first * heads, (sets.stop - sets.start) * heads)
+        return PreparedLogits(self.logits, sets, self.heads, key)
 
     def fill(self, rows: Rows, out: Float[Tensor, "g hh r m"], *, masked: bool = True) -> None:
         """Write the logits of some queries into `out`, which is contiguous; −∞ where a key is hidden.

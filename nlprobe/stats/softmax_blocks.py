@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from nlprobe.stats.logits import Logits, PreparedLogits
 from nlprobe.stats.masks import Rows
 from nlprobe.stats.streaming import spans, wide
 
-LEAST_ROWS = 64
+LEAST_ROWS = 128
 """Rows of one head in a block, whatever their length: fewer make poor products."""
 
 KEY_BYTES = 1 << 25
@@ -51,11 +52,11 @@ class Found:
         """NaN throughout."""
         return Found(*torch.full((len(fields(Found)), *shape), math.nan, dtype=torch.float64, device=device))
 
-    def of_heads(self, heads: slice | int) -> "Found":
-        """What is known of some heads of (s, h) maps, or of one, (s,)."""
-        return Found(*(value[:, heads] for value in vars(self).values()))
+    def __getitem__(self, where: int | slice | tuple[int | slice, ...]) -> "Found":
+        """What is known of some of the maps."""
+        return Found(*(value[where] for value in vars(self).values()))
 
-    def put(self, where: tuple[slice, ...], part: "Found") -> None:
+    def put(self, where: tuple[slice | int, ...], part: "Found") -> None:
         """Write the values of some of the maps."""
         for name, value in vars(part).items():
             getattr(self, name)[where] = value
@@ -84,41 +85,53 @@ class Seen:
 
     def of_one_head(self) -> "Seen":
         """The same of rows (…, 1, r, m), one head each."""
-        support = None if self.support is None else self.support.unsqueeze(1)
-        return Seen(support, self.count if self.count.dim() == 1 else self.count.unsqueeze(1))
+        if self.support is None:
+            return self
+        return Seen(self.support.unsqueeze(1), self.count.unsqueeze(1))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to walk over the maps: groups of sets, then blocks of queries, then groups of heads, at least one each.
+    """A way to walk over the maps: groups of sets, in each of them blocks of queries, of these sets, then heads.
 
     Attributes:
-        sets: Ranges of sets.
+        groups: Ranges of sets whose mean maps fit a block together, and whose keys are small.
         rows: Ranges of queries.
+        sets: The most sets in a block.
         heads: Ranges of heads.
     """
 
-    sets: list[slice]
+    groups: list[slice]
     rows: list[slice]
+    sets: int
     heads: list[slice]
 
     @property
-    def largest(self) -> tuple[int, int, int]:
-        """Sets, heads and rows of the largest block."""
-        return _longest(self.sets), _longest(self.heads), _longest(self.rows)
+    def largest(self) -> int:
+        """Rows in the largest block, of logits or of mean maps."""
+        return max(self.sets * _longest(self.heads), _longest(self.groups)) * _longest(self.rows)
+
+    def blocks(self, group: slice) -> list[slice]:
+        """Ranges of the sets of a group that share a block."""
+        return [
+            slice(group.start + part.start, group.start + part.stop)
+            for part in spans(group.stop - group.start, self.sets)
+        ]
 
 
-def layout(shape: tuple[int, int, int, int], room: int) -> Layout:
+def layout(logits: Logits, room: int) -> Layout:
     """Blocks of at most `room` numbers, or of `LEAST_ROWS` rows of one head where these do not fit.
 
     Whole sets share a block where they fit, then the heads of one set, then rows of some heads.
     """
-    s, h, n, m = shape
-    sets = list(spans(s, room // max(1, h * n * m)))
+    s, h, n, m = logits.shape
     rows = min(n, LEAST_ROWS)
+    sets = max(1, min(s, room // max(1, h * n * m)))
     heads = list(spans(h, room // max(1, rows * m)))
-    taken = _longest(sets) * _longest(heads) * m
-    return Layout(sets, list(spans(n, max(rows, room // max(1, taken)))), heads)
+    step = max(rows, room // max(1, sets * _longest(heads) * m))
+    keys = 0 if logits.key is None else h * m * logits.key.shape[3] * torch.float32.itemsize
+    together = min(room // max(1, min(step, n) * m), KEY_BYTES // max(1, keys))
+    return Layout(list(spans(s, max(sets, together))), list(spans(n, step)), sets, heads)
 
 
 def hides(logits: Logits) -> bool:
@@ -135,9 +148,9 @@ def is_plain(logits: Logits) -> bool:
     return logits.given is None and (logits.mask is None or logits.mask.bias is None)
 
 
-def all_seen(block: Tensor) -> Seen:
-    """Supports that hold every key of a block (…, m)."""
-    return Seen(None, torch.full((1,), block.shape[-1], dtype=torch.float64, device=block.device))
+def all_seen(m: int, device: torch.device) -> Seen:
+    """Supports that hold all m keys."""
+    return Seen(None, torch.full((1,), m, dtype=torch.float64, device=device))
 
 
 @dataclass
@@ -146,7 +159,7 @@ class HeadGroups:
 
     Attributes:
         logits: All logits.
-        sets: Which sets.
+        sets: Which sets; a block may hold some of them.
         heads: Ranges of heads.
         masked: Whether any key is hidden from any query.
         dtype: Of products and weights.
@@ -164,13 +177,13 @@ class HeadGroups:
         """Whether the rows of logits sum to zero: products with centred keys, and nothing added."""
         return is_plain(self.logits)
 
-    def fill(self, heads: slice, rows: Rows, memory: Tensor) -> tuple[Tensor, Seen]:
-        """The logits (g, hh, r, m) of some heads and queries, in the memory given, and what the queries see."""
-        g, hh, m = self.sets.stop - self.sets.start, heads.stop - heads.start, self.logits.shape[3]
+    def fill(self, sets: slice, heads: slice, rows: Rows, memory: Tensor) -> tuple[Tensor, Seen]:
+        """The logits (g, hh, r, m) of some sets, heads and queries, in the memory given, and what the queries see."""
+        g, hh, m = sets.stop - sets.start, heads.stop - heads.start, self.logits.shape[3]
         r = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
         block = memory[: g * hh * r * m].view(g, hh, r, m)
-        self.prepared(heads).fill(rows, block)
-        return block, self._seen(heads, rows, block)
+        self.prepared(heads).of_sets(sets).fill(rows, block)
+        return block, self._seen(sets, heads, rows, block)
 
     def prepared(self, heads: slice) -> PreparedLogits:
         """The keys of some heads, centred; kept for the next block if those of all heads together are small."""
@@ -182,66 +195,73 @@ class HeadGroups:
             self._prepared[heads.start] = prepared
         return prepared
 
-    def _seen(self, heads: slice, rows: Rows, block: Tensor) -> Seen:
-        support = None
-        if self.masked and self.logits.given is not None:
+    def _seen(self, sets: slice, heads: slice, rows: Rows, block: Tensor) -> Seen:
+        if not self.masked:
+            return self._all
+        if self.logits.given is not None:
             support = block != -torch.inf
-        elif self.masked:
+        else:
             assert self.logits.mask is not None
-            support = self.logits.mask.support(self.sets, heads, rows, block.shape[-1], block.device)
-        if support is None:
-            return all_seen(block)
+            seen = self.logits.mask.support(sets, heads, rows, block.shape[-1], block.device)
+            if seen is None:
+                return self._all
+            support = seen
         return Seen(support.to(block.dtype), wide(support.sum(-1)))
+
+    @cached_property
+    def _all(self) -> Seen:
+        return all_seen(self.logits.shape[3], self.logits.device)
 
 
 class HeadMean:
-    """The sum over heads of a block's rows w_i/z_i, (g, r, m), added up in the memory given.
+    """The sum over heads of some sets' rows w_i/z_i, (g, r, m), added up in the memory given.
 
     It is the mean over the heads that see any key, but for a factor by row, which changes none of the statistics.
     With w_ij = 1 + e_ij it is Σ_h 1/z_i · (1 + e'_ij), e' the mean of e weighted with 1/z_i: again of that form.
     """
 
-    def __init__(self, memory: Tensor, offset: bool = False) -> None:
+    def __init__(self, sets: slice, memory: Tensor, offset: bool = False) -> None:
+        self._sets = sets
         self._memory = memory
         self._offset = offset
-        self._started = False
-        self._support: Tensor | None = None
-        self._factors: Tensor | None = None
-        self._shape = (0, 0, 0)
+        self._supports: dict[int, Tensor] = {}
+        self._factors: dict[int, Tensor] = {}
+        self._shape = (0, 0)
 
-    def add(self, weights: Tensor, mass: Tensor, seen: Seen) -> None:
-        """Add the weights w_ij, or e_ij, of some heads (g, hh, r, m) with the sums z_i of the weights (g, hh, r)."""
-        g, hh, r, m = weights.shape
-        self._shape = (g, r, m)
-        inverse = mass.reciprocal() if seen.support is None else torch.where(seen.present, 1 / mass, 0.0)
-        if self._offset:
-            factors = inverse.sum(1)
-            self._factors = factors if self._factors is None else self._factors + factors
-        rows = self._memory[: g * r * m].view(g, r, m)
-        for image in range(g):
-            if hh == 1:
-                factor = inverse[image, 0].unsqueeze(-1)
-                if self._started:
-                    rows[image].addcmul_(weights[image, 0], factor)
-                else:
-                    torch.mul(weights[image, 0], factor, out=rows[image])
+    def add(self, sets: slice, weights: Tensor, inverse: Tensor, seen: Seen) -> None:
+        """Add the weights w_ij, or e_ij, of some sets and heads (g, hh, r, m), times the 1/z_i given, (g, hh, r)."""
+        *_, r, m = weights.shape
+        self._shape = (r, m)
+        first = sets.start - self._sets.start
+        started = first in self._factors
+        rows = self._rows()[first : first + len(weights)]
+        for mean, one, factor in zip(rows, weights, inverse, strict=True):
+            if len(one) > 1:
+                by_query = factor.mT.contiguous().unsqueeze(1)
+                mean.unsqueeze(1).baddbmm_(by_query, one.transpose(0, 1), beta=int(started))
+            elif started:
+                mean.addcmul_(one[0], factor[0].unsqueeze(-1))
             else:
-                by_query = inverse[image].mT.contiguous().unsqueeze(1)
-                rows[image].unsqueeze(1).baddbmm_(
-                    by_query, weights[image].transpose(0, 1), beta=1 if self._started else 0
-                )
-        self._started = True
+                torch.mul(one[0], factor[0].unsqueeze(-1), out=mean)
+        factors = inverse.sum(1)
+        self._factors[first] = self._factors[first] + factors if started else factors
         if seen.support is not None:
             union = seen.support.amax(1)
-            self._support = union if self._support is None else self._support.maximum(union)
+            self._supports[first] = self._supports[first].maximum(union) if started else union
 
     def finish(self) -> tuple[Tensor, Seen]:
         """The rows, or e' where there is an offset, and the union of what the heads see."""
-        g, r, m = self._shape
-        rows = self._memory[: g * r * m].view(g, r, m)
-        if self._factors is not None:
-            rows.div_(self._factors.unsqueeze(-1))
-        return rows, all_seen(rows) if self._support is None else Seen(self._support, wide(self._support).sum(-1))
+        rows = self._rows()
+        if self._offset:
+            rows.div_(torch.cat(list(self._factors.values())).unsqueeze(-1))
+        if not self._supports:
+            return rows, all_seen(rows.shape[-1], rows.device)
+        support = torch.cat([part.expand(-1, *self._shape) for part in self._supports.values()])
+        return rows, Seen(support, wide(support).sum(-1))
+
+    def _rows(self) -> Tensor:
+        g, (r, m) = self._sets.stop - self._sets.start, self._shape
+        return self._memory[: g * r * m].view(g, r, m)
 
 
 def _longest(ranges: list[slice]) -> int:
@@ -249,20 +269,22 @@ def _longest(ranges: list[slice]) -> int:
 
 
 def wanted_groups(
-    logits: Logits, masked: bool, plan: Layout, wanted: Tensor, average: Tensor | None, dtype: torch.dtype
+    logits: Logits, masked: bool, sets: list[slice], heads: list[slice], wanted: Tensor, dtype: torch.dtype
 ) -> Iterator[tuple[HeadGroups, bool]]:
     """The sets and heads that are wanted, in groups, each with whether the mean over the heads is.
 
     Args:
         logits: The logits.
         masked: Whether any key is hidden from any query.
-        plan: The groups.
-        wanted: Which maps, (s, h).
-        average: Of which sets the mean over the heads, (s,); None for no means.
+        sets: Ranges of sets, one for each group.
+        heads: Ranges of heads.
+        wanted: Which maps, (s, h), or (s, h + 1) with the mean over the heads.
         dtype: Of products and weights.
     """
-    for sets in plan.sets:
-        with_mean = average is not None and bool(average[sets].any())
-        heads = [span for span in plan.heads if with_mean or bool(wanted[sets, span].any())]
-        if heads:
-            yield HeadGroups(logits, sets, heads, masked, dtype), with_mean
+    h = logits.shape[1]
+    for group in sets:
+        asked = wanted[group].any(0).tolist()
+        with_mean = any(asked[h:])
+        chosen = [span for span in heads if with_mean or any(asked[span])]
+        if chosen:
+            yield HeadGroups(logits, group, chosen, masked, dtype), with_mean

@@ -2,8 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -60,7 +58,7 @@ def softmax_statistics(
         NlprobeError: queries or keys hold NaN or infinity, bias or given logits NaN or +∞, or the logits overflow.
     """
     (found,) = _measured(logits, precision, distance_only, average, 0)
-    return _statistics(found.found), _statistics(found.means) if average else None
+    return _by_head(found, logits.shape[1])
 
 
 @logits_kernel
@@ -81,10 +79,7 @@ def softmax_statistics_beside_prefix(
     Raises:
         NlprobeError: as in `softmax_statistics`.
     """
-    return [
-        (_statistics(one.found), _statistics(one.means) if average else None)
-        for one in _measured(logits, precision, False, average, prefix)
-    ]
+    return [_by_head(one, logits.shape[1]) for one in _measured(logits, precision, False, average, prefix)]
 
 
 @kernel
@@ -114,101 +109,68 @@ def softmax_map_statistics(
     return MapStatistics(**{name: value.reshape(batch) for name, value in vars(found).items()})
 
 
-def _measured(logits: Logits, precision: str, distance_only: bool, average: bool, prefix: int) -> list["_Open"]:
+def _measured(logits: Logits, precision: str, distance_only: bool, average: bool, prefix: int) -> list[Found]:
+    """What is found of each set and head, (s, h), or (s, h + 1) with the mean over them; of all rows, of the rest."""
+    s, h, n, m = logits.shape
     masked = hides(logits)
-    sources = [logits]
-    if prefix:
-        sources.append(logits.restricted(slice(prefix, logits.shape[2]), slice(0, logits.shape[3])))
-    opened = [_Open.everything(logits, average) for _ in sources]
+    wanted = torch.ones(s, h + average, dtype=torch.bool, device=logits.device)
+    found, kept = [Found.unknown((s, h + average), logits.device)] * (1 + bool(prefix)), [~wanted] * (1 + bool(prefix))
     single = precision == "float32" and logits.dtype == torch.float32
+    trusted = Trust(n, m, masked, distance_only)
     if single:
-        trusted = Trust(logits.shape[2], logits.shape[3], masked, distance_only)
-        likely = _likely(logits, masked, trusted, average)
-        if bool(likely[0].any()) or bool(likely[1].any()):
-            direct = direct_statistics(
-                logits, masked, distance_only, prefix, likely[0], likely[1] if bool(likely[1].any()) else None
+        likely = _likely(logits, masked, trusted, wanted)
+        if bool(likely.any()):
+            found = direct_statistics(logits, masked, distance_only, prefix, likely)
+            kept = [likely & trusted.direct(one) for one in found]
+    for at, start in enumerate((0, prefix) if prefix else (0,)):
+        if not bool(kept[at].all()):
+            source = logits.restricted(slice(start, n), slice(0, m)) if start else logits
+            found[at] = _by_residuals(
+                source, masked, distance_only, found[at], kept[at], trusted.shifted if single else None
             )
-            for one, (found, means) in zip(opened, direct, strict=True):
-                one.take(found, means, likely, trusted.direct)
-    for one, source in zip(opened, sources, strict=True):
-        if single:
-            one.attempt(partial(shifted_statistics, source, masked, torch.float32, distance_only), trusted.shifted)
-        one.attempt(partial(shifted_statistics, source, masked, torch.float64, distance_only), None)
-        if not bool((torch.isfinite(one.found.distance) | (one.found.zero_rows == source.shape[2])).all()):
+    for one, size in zip(found, (n, n - prefix), strict=False):
+        if not bool((torch.isfinite(one.distance) | (one.zero_rows == size)).all()):
             require_usable(logits)
             raise NlprobeError("the logits of `query` and `key` overflow", "scale them down")
-    return opened
+    return found
 
 
-@dataclass
-class _Open:
-    """What has been found so far, and which maps are still to be measured.
-
-    Attributes:
-        found: By set and head, (s, h).
-        means: Of the sets' means over the heads, (s,).
-        wanted: Which maps are still open, (s, h).
-        means_wanted: Which means are still open, (s,).
-    """
-
-    found: Found
-    means: Found
-    wanted: Tensor
-    means_wanted: Tensor
-
-    @staticmethod
-    def everything(logits: Logits, average: bool) -> "_Open":
-        """Nothing found, all maps open, and their means if these are asked for."""
-        (s, h), device = logits.shape[:2], logits.device
-        wanted = torch.ones(s, h, dtype=torch.bool, device=device)
-        return _Open(Found.unknown((s, h), device), Found.unknown((s,), device), wanted, wanted[:, 0] & average)
-
-    def attempt(
-        self,
-        measure: Callable[[Tensor, Tensor | None], tuple[Found, Found | None]],
-        trusted: Callable[[Found], Tensor] | None,
-    ) -> None:
-        """Measure what is open, and close what is `trusted`."""
-        now, means_now = self.wanted, self.means_wanted
-        with_means = bool(means_now.any())
-        if with_means or bool(now.any()):
-            found, means = measure(now, means_now if with_means else None)
-            self.take(found, means, (now, means_now), trusted)
-
-    def take(
-        self,
-        found: Found,
-        means: Found | None,
-        measured: tuple[Tensor, Tensor],
-        trusted: Callable[[Found], Tensor] | None,
-    ) -> None:
-        """Take in what was found of the maps, and means, that were `measured`, and close those that are trusted."""
-        self.found = self.found.replaced(measured[0], found)
-        if means is not None:
-            self.means = self.means.replaced(measured[1], means)
-        if trusted is None:
-            return
-        self.wanted = self.wanted & ~(measured[0] & trusted(found))
-        if means is not None:
-            self.means_wanted = self.means_wanted & ~(measured[1] & trusted(means))
+def _by_residuals(
+    logits: Logits,
+    masked: bool,
+    distance_only: bool,
+    found: Found,
+    kept: Tensor,
+    trusted: Callable[[Found], Tensor] | None,
+) -> Found:
+    """Redo what is not kept by way of residuals: in float32 where some of that is `trusted`, the rest in float64."""
+    if trusted is not None:
+        again = shifted_statistics(logits, masked, torch.float32, distance_only, ~kept)
+        found = again.replaced(kept, found)
+        kept = kept | trusted(again)
+    if bool(kept.all()):
+        return found
+    return shifted_statistics(logits, masked, torch.float64, distance_only, ~kept).replaced(kept, found)
 
 
-def _likely(logits: Logits, masked: bool, trusted: Trust, average: bool) -> tuple[Tensor, Tensor]:
+def _likely(logits: Logits, masked: bool, trusted: Trust, wanted: Tensor) -> Tensor:
     """Which maps, and means over heads, the direct way can measure, as far as a few rows tell.
 
     All of short ones, and of plain products, which it can measure however alike or even they are.
     """
     n, m = logits.shape[2:]
-    everything = _Open.everything(logits, average)
     if n < SAMPLED_FROM or (is_plain(logits) and not masked):
-        return everything.wanted, everything.means_wanted
+        return wanted
     sample = torch.linspace(0, n - 1, SAMPLE_ROWS, device=logits.device).long()
     rows = logits.restricted(sample, slice(0, m))
-    found, means = shifted_statistics(
-        rows, masked, torch.float32, trusted.distance_only, everything.wanted, everything.means_wanted
-    )
-    assert means is not None
-    return trusted.rows_differ(found), everything.means_wanted & trusted.rows_differ(means)
+    return trusted.rows_differ(shifted_statistics(rows, masked, torch.float32, trusted.distance_only, wanted))
+
+
+def _by_head(found: Found, h: int) -> tuple[MapStatistics, MapStatistics | None]:
+    """The statistics of the heads, and of the mean over them where it was measured."""
+    whole = _statistics(found)
+    each, means = (MapStatistics(**{k: v[:, at] for k, v in vars(whole).items()}) for at in (slice(0, h), -1))
+    return each, means if found.distance.shape[1] > h else None
 
 
 def _statistics(found: Found) -> MapStatistics:

@@ -22,9 +22,7 @@ LOWEST_LOGIT = {torch.float32: -40.0, torch.float64: -700.0}
 would be a denormal number, with which processors compute many times slower."""
 
 
-def shifted_statistics(
-    logits: Logits, masked: bool, dtype: torch.dtype, distance_only: bool, wanted: Tensor, average: Tensor | None
-) -> tuple[Found, Found | None]:
+def shifted_statistics(logits: Logits, masked: bool, dtype: torch.dtype, distance_only: bool, wanted: Tensor) -> Found:
     """Statistics of chosen maps ω_i = softmax_j(s_ij), and of their mean over the heads.
 
     With w_ij = exp(s_ij − max_j s_ij), r_i = ‖w_i‖, z_i = Σ_j w_ij and t the mean direction of a few rows,
@@ -39,24 +37,24 @@ def shifted_statistics(
         masked: Whether any key is hidden from any query.
         dtype: Of the products and weights; sums over rows are float64.
         distance_only: Leave all but the distance out (NaN).
-        wanted: Which maps, (s, h).
-        average: Of which sets the mean over the heads, (s,); None for no means.
+        wanted: Which maps, (s, h), or (s, h + 1) with the mean over the heads.
 
     Returns:
-        What is found of each set and head, (s, h), and of the sets' means, (s,); NaN where it is not wanted.
+        What is found of each set and head, and of the mean over the heads, as `wanted`; NaN where it is not wanted.
     """
     room = min(8 * block_elements(logits.device), MOST_ELEMENTS) * 4 // dtype.itemsize
-    s, h, _, m = logits.shape
-    plan = layout(logits.shape, room)
-    buffers = torch.empty(3, math.prod(plan.largest) * m, dtype=dtype, device=logits.device)
-    found, means = Found.unknown((s, h), logits.device), Found.unknown((s,), logits.device)
-    for groups, with_mean in wanted_groups(logits, masked, plan, wanted, average, dtype):
+    _, h, _, m = logits.shape
+    plan = layout(logits, room)
+    buffers = torch.empty(3, plan.largest * m, dtype=dtype, device=logits.device)
+    found = Found.unknown(tuple(wanted.shape), logits.device)
+    blocks = [sets for group in plan.groups for sets in plan.blocks(group)]
+    for groups, with_mean in wanted_groups(logits, masked, blocks, plan.heads, wanted, dtype):
         parts, mean = _Walk(groups, buffers).measure(plan.rows, distance_only, with_mean)
         for heads, part in zip(groups.heads, parts, strict=True):
             found.put((groups.sets, heads), part)
         if mean is not None:
-            means.put((groups.sets,), mean)
-    return found, None if average is None else means
+            found.put((groups.sets, h), mean)
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,11 @@ class _Walk:
         sums = [_Sums(shift, distance_only) for shift in shifts]
         mean_sums = _Sums(mean_shift, distance_only)
         for span in rows:
-            mean = HeadMean(self.buffers[2])
+            mean = HeadMean(self.groups.sets, self.buffers[2])
             for heads, head_sums in zip(self.groups.heads, sums, strict=True):
                 block = self._weights(heads, span)
                 if average:
-                    mean.add(block.weights, block.mass, block.seen)
+                    mean.add(self.groups.sets, block.weights, block.inverse(), block.seen)
                 head_sums.add(block)
             if average:
                 mean_sums.add(self._mean_block(mean))
@@ -86,16 +84,16 @@ class _Walk:
         """The mean direction t of a few rows: for each group of heads (g, hh, m), and of their mean (g, m)."""
         n, device = self.groups.logits.shape[2], self.buffers.device
         sample = torch.linspace(0, n - 1, min(n, max(4, min(SHIFT_ROWS, n // 64)), step), device=device).long()
-        shifts, mean = [], HeadMean(self.buffers[2])
+        shifts, mean = [], HeadMean(self.groups.sets, self.buffers[2])
         for heads in self.groups.heads:
             block = self._weights(heads, sample)
             if average:
-                mean.add(block.weights, block.mass, block.seen)
+                mean.add(self.groups.sets, block.weights, block.inverse(), block.seen)
             shifts.append(block.direction())
         return shifts, self._mean_block(mean).direction() if average else shifts[0]
 
     def _weights(self, heads: slice, rows: Rows) -> "_Block":
-        deviations, seen = self.groups.fill(heads, rows, self.buffers[0])
+        deviations, seen = self.groups.fill(self.groups.sets, heads, rows, self.buffers[0])
         largest = deviations.amax(-1, keepdim=True)
         if self.groups.masked:
             largest = torch.where(seen.present.unsqueeze(-1), largest, 0.0)
@@ -127,6 +125,10 @@ class _Block:
     mass: Tensor
     seen: Seen
     reach: Tensor
+
+    def inverse(self) -> Tensor:
+        """1/z_i, and 0 for rows that see nothing."""
+        return torch.where(self.seen.present, 1 / self.mass, 0.0)
 
     def entropy(self) -> Tensor:
         """H_i of the rows w_i/z_i, in float64; spends the deviations."""
@@ -173,7 +175,7 @@ class _Sums:
         self.entropies += several.sum(-1)
         self.entropy += torch.where(several, block.entropy() / count.log(), 0.0).sum(-1)
         self.n_eff += torch.where(present, (wide(block.mass) / wide(norm)).square(), 0.0).sum(-1)
-        inverse = torch.where(present, 1 / block.mass, 0.0)
+        inverse = block.inverse()
         even = (block.mass / count.clamp_min(1).to(block.mass.dtype)).unsqueeze(-1)
         if sight.support is None:
             uneven = torch.sub(block.weights, even, out=block.deviations)

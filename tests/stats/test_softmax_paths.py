@@ -52,17 +52,15 @@ def test_residuals_alone_measure_usual_maps(name: str, monkeypatch: pytest.Monke
     check(Logits(*product(3), 0.5, masks()[name]))
 
 
-@pytest.mark.parametrize("short", [0, 400])
 @pytest.mark.parametrize("elements", [1, 2000, 1 << 17])
 @pytest.mark.parametrize("name", ["none", "by head, some blind", "all together", "padding"])
 def test_few_passes_measure_the_same_in_blocks_of_any_size(
-    name: str, elements: int, short: int, monkeypatch: pytest.MonkeyPatch
+    name: str, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force("few passes", monkeypatch)
     monkeypatch.setattr(softmax_direct, "block_elements", lambda _: elements)
     monkeypatch.setattr("nlprobe.stats.softmax_blocks.LEAST_ROWS", 3)
     monkeypatch.setattr("nlprobe.stats.softmax_blocks.KEY_BYTES", elements)
-    monkeypatch.setattr(softmax_direct, "SHORT", short)
     check(Logits(*product(3), 0.5, masks()[name]))
 
 
