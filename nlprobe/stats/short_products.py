@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nlprobe.stats.logits import FEW_SETS
 from nlprobe.stats.streaming import UNDERFLOW, block_elements, spans, wide
 
 FEWEST = 1 << 11
@@ -68,20 +69,23 @@ def short_products(query: Tensor, key: Tensor, prefix: int = 0) -> list[tuple[Pr
     """
     a, h, n, _ = query.shape
     m = key.shape[2]
-    rows = torch.empty(3, a, h, n, device=query.device)  # ‖s_i‖, a_i, ‖q_i‖
-    # Σ_i s_i/n_i and Σ_i q_i·(k_j − k̄), over all queries and over the prefix
-    sums = torch.zeros(2, 2, a, h, m, device=query.device)
+    rows = torch.empty(4, a, h, n, device=query.device)  # ‖s_i‖, a_i, 1/n_i, ‖q_i‖
+    torch.linalg.vector_norm(query, dim=-1, out=rows[3])
+    # Σ_i s_i/n_i and Σ_i q_i·(k_j − k̄), over the queries after the prefix, and over the prefix
+    sums = torch.empty(2 if prefix else 1, a, h, 2, m, device=query.device)
     squares = torch.empty(2, a, h, device=query.device)  # Σ_j ‖k_j − k̄‖², ‖k̄‖²
-    room = max(4 * block_elements(query.device), n * (m + 1))
+    room = max(2 * block_elements(query.device), n * (m + 1))
     buffer = torch.empty(room, device=query.device)
     for images in spans(a, room // (h * n * (m + 1))):
         for heads in spans(h, room // (n * (m + 1))):
             at = (slice(None), images, heads)
-            _block(query[at[1:]], key[at[1:]], buffer, rows[at], sums[:, *at], squares[at], prefix)
-    found = [_found(wide(rows), wide(sums[0]) / n, wide(squares))]
-    if prefix:
-        found.append(_found(wide(rows[..., prefix:]), (wide(sums[0]) - wide(sums[1])) / (n - prefix), wide(squares)))
-    return found
+            _block(query[at[1:]], key[at[1:]], buffer, rows[at], sums[at], squares[at], prefix)
+    columns, vectors = _row_sums(rows[..., prefix:]), wide(sums[0])
+    rest = _found(columns, vectors, rows[0, ..., prefix:].amin(-1), n - prefix, wide(squares))
+    if not prefix:
+        return [rest]
+    columns = columns + _row_sums(rows[..., :prefix])
+    return [_found(columns, vectors + wide(sums[1]), rows[0].amin(-1), n, wide(squares)), rest]
 
 
 def _block(
@@ -89,41 +93,54 @@ def _block(
 ) -> None:
     """The sums of some sets, (a, h, …), from products that stay in the cache."""
     (a, h, n, d), m = query.shape, key.shape[2]
-    queries, mean_key = query.flatten(0, 1), key.mean(-2, keepdim=True)
+    mean_key = key.mean(-2, keepdim=True)
     keys = key.new_empty(a, h, m + 1, d)  # centred, and after them their mean: one product makes s_ij and a_i
     torch.sub(key, mean_key, out=keys[:, :, :m])
     keys[:, :, m:] = mean_key
-    keys = keys.flatten(0, 1)
-    products = torch.bmm(queries, keys.mT, out=buffer[: a * h * n * (m + 1)].view(a * h, n, m + 1))
-    norms, along = torch.linalg.vector_norm(products[..., :m], dim=-1), products[..., m]
-    factors = (norms.square() + m * along.square()).rsqrt_().unsqueeze(-2)
-    rows[0], rows[1] = norms.view(a, h, n), along.view(a, h, n)
-    torch.linalg.vector_norm(query, dim=-1, out=rows[2])
-    for part, count in zip(sums, (n, prefix) if prefix else (n,), strict=False):
-        part[0] = torch.bmm(factors[..., :count], products[:, :count])[..., :m].view(a, h, m)
-        part[1] = torch.bmm(queries[:, :count].sum(-2, keepdim=True), keys[:, :m].mT).view(a, h, m)
-    squares[0] = torch.linalg.vector_norm(keys[:, :m], dim=(-2, -1)).square().view(a, h)
+    products = buffer[: a * h * n * (m + 1)].view(a, h, n, m + 1)
+    if a > FEW_SETS:
+        torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).mT, out=products.flatten(0, 1))
+    else:
+        # the heads of one set lie evenly in memory as models hold them, and need no copy
+        for queries, transposed, out in zip(query, keys.mT, products, strict=True):
+            torch.bmm(queries, transposed, out=out)
+    norms, along, inverse, _ = rows
+    torch.linalg.vector_norm(products[..., :m], dim=-1, out=norms)
+    along.copy_(products[..., m])
+    torch.mul(norms, norms, out=inverse).addcmul_(along, along, value=m).rsqrt_()
+    keys = keys[:, :, :m].flatten(0, 1)
+    for part, span in zip(sums, (slice(prefix, n), slice(0, prefix)), strict=False):
+        part[:, :, 0] = (inverse[:, :, None, span] @ products[:, :, span])[:, :, 0, :m]
+        total = query[:, :, span].sum(-2, keepdim=True).flatten(0, 1)
+        part[:, :, 1] = torch.bmm(total, keys.mT).view(a, h, m)
+    squares[0] = torch.linalg.vector_norm(keys, dim=(-2, -1)).square().view(a, h)
     squares[1] = mean_key.square().sum((-2, -1))
 
 
-def _found(rows: Tensor, means: Tensor, squares: Tensor) -> tuple[ProductSums, Tensor]:
-    m = means.shape[-1]
-    energy, along, size = rows[0].square(), rows[1], rows[2].square()
-    length = energy + m * along.square()
-    apart = (energy / length).mean(-1)
-    beside = m * (along * length.rsqrt()).var(-1, correction=0)
-    distance = 0.5 * (apart - means[0].square().sum(-1) + beside)
-    variance = energy.mean(-1) / m
-    unary = means[1].var(-1, correction=0)
+def _row_sums(rows: Tensor) -> Tensor:
+    """Σ_i, in float64, of ‖s_i/n_i‖², ‖s_i‖², ‖q_i/n_i‖², a_i/n_i and its square."""
+    norms, along, inverse, size = rows
+    beside = wide(along * inverse)
+    squares = torch.stack((norms * inverse, norms, size * inverse)).square_()
+    return torch.cat((squares.sum(-1, dtype=beside.dtype), torch.stack((beside, beside.square())).sum(-1)))
+
+
+def _found(sums: Tensor, vectors: Tensor, least: Tensor, n: int, squares: Tensor) -> tuple[ProductSums, Tensor]:
+    m = vectors.shape[-1]
+    apart, energy, size, along, along_square = sums / n
+    means = vectors / n
+    beside = m * (along_square - along.square())
+    distance = 0.5 * (apart - means[..., 0, :].square().sum(-1) + beside)
+    variance = energy / m
+    unary = means[..., 1, :].var(-1, correction=0)
     pairwise = variance - unary
-    cancelled = (size / length).mean(-1) * (squares[0] + m * squares[1])
     kept = (
         (distance >= CLOSE_BELOW * apart)
         & (pairwise >= PAIRWISE_BELOW * variance)
         & (unary >= UNARY_BELOW * variance)
-        & (cancelled <= CANCELLED_ABOVE)
+        & (size * (squares[0] + m * squares[1]) <= CANCELLED_ABOVE)
         & (squares[0] >= ALIKE_BELOW * m * squares[1])
-        & (torch.minimum(length, energy).amin(-1) > UNDERFLOW)
-        & torch.isfinite(energy.sum(-1) + squares.sum(0))
+        & (wide(least).square() > UNDERFLOW)
+        & torch.isfinite(energy + squares.sum(0))
     )
     return ProductSums(distance, torch.zeros_like(distance), pairwise, unary), kept
