@@ -125,15 +125,6 @@ class PreparedLogits:
     heads: slice
     key: Float[Tensor, "gh m d"] | None
 
-    def of_sets(self, sets: slice) -> "PreparedLogits":
-        """The same for some of the sets."""
-        if sets == self.sets:
-            return self
-        heads = self.heads.stop - self.heads.start
-        first = sets.start - self.sets.start
-        key = None if self.key is None else self.key.narrow(0, first * heads, (sets.stop - sets.start) * heads)
-        return PreparedLogits(self.logits, sets, self.heads, key)
-
     def fill(self, rows: Rows, out: Float[Tensor, "g hh r m"], *, masked: bool = True) -> None:
         """Write the logits of some queries into `out`, which is contiguous; −∞ where a key is hidden.
 

@@ -70,8 +70,7 @@ def short_products(query: Tensor, key: Tensor, prefix: int = 0) -> list[tuple[Pr
     a, h, n, _ = query.shape
     m = key.shape[2]
     rows = torch.empty(4, a, h, n, device=query.device)  # ‖s_i‖, a_i, 1/n_i, ‖q_i‖
-    torch.linalg.vector_norm(query, dim=-1, out=rows[3])
-    # Σ_i s_i/n_i and Σ_i q_i·(k_j − k̄), over the queries after the prefix, and over the prefix
+    # Σ_i s_i/n_i and Σ_i s_i, over the queries after the prefix, and over the prefix
     sums = torch.empty(2 if prefix else 1, a, h, 2, m, device=query.device)
     squares = torch.empty(2, a, h, device=query.device)  # Σ_j ‖k_j − k̄‖², ‖k̄‖²
     room = max(2 * block_elements(query.device), n * (m + 1))
@@ -104,17 +103,17 @@ def _block(
         # the heads of one set lie evenly in memory as models hold them, and need no copy
         for queries, transposed, out in zip(query, keys.mT, products, strict=True):
             torch.bmm(queries, transposed, out=out)
-    norms, along, inverse, _ = rows
+    norms, along, inverse, size = rows
+    torch.linalg.vector_norm(query, dim=-1, out=size)
     torch.linalg.vector_norm(products[..., :m], dim=-1, out=norms)
     along.copy_(products[..., m])
     torch.mul(norms, norms, out=inverse).addcmul_(along, along, value=m).rsqrt_()
-    keys = keys[:, :, :m].flatten(0, 1)
+    factors = torch.stack((inverse, torch.ones_like(inverse)), -2).flatten(0, 1)
+    products = products.flatten(0, 1)
     for part, span in zip(sums, (slice(prefix, n), slice(0, prefix)), strict=False):
-        part[:, :, 0] = (inverse[:, :, None, span] @ products[:, :, span])[:, :, 0, :m]
-        total = query[:, :, span].sum(-2, keepdim=True).flatten(0, 1)
-        part[:, :, 1] = torch.bmm(total, keys.mT).view(a, h, m)
-    squares[0] = torch.linalg.vector_norm(keys, dim=(-2, -1)).square().view(a, h)
-    squares[1] = mean_key.square().sum((-2, -1))
+        part.copy_(torch.bmm(factors[..., span], products[:, span])[..., :m].view_as(part))
+    torch.linalg.vector_norm(keys[:, :, :m], dim=(-2, -1), out=squares[0]).square_()
+    torch.sum(mean_key.square(), (-2, -1), out=squares[1])
 
 
 def _row_sums(rows: Tensor) -> Tensor:

@@ -170,7 +170,7 @@ class HeadGroups:
     heads: list[slice]
     masked: bool
     dtype: torch.dtype
-    _prepared: dict[int, PreparedLogits] = field(default_factory=dict)
+    _prepared: dict[tuple[int, int], PreparedLogits] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -182,17 +182,18 @@ class HeadGroups:
         g, hh, m = sets.stop - sets.start, heads.stop - heads.start, self.logits.shape[3]
         r = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
         block = memory[: g * hh * r * m].view(g, hh, r, m)
-        self.prepared(heads).of_sets(sets).fill(rows, block)
+        self.prepared(sets, heads).fill(rows, block)
         return block, self._seen(sets, heads, rows, block)
 
-    def prepared(self, heads: slice) -> PreparedLogits:
-        """The keys of some heads, centred; kept for the next block if those of all heads together are small."""
-        if heads.start in self._prepared:
-            return self._prepared[heads.start]
-        prepared = self.logits.prepare(self.sets, heads, self.dtype, centred=True)
+    def prepared(self, sets: slice, heads: slice) -> PreparedLogits:
+        """The keys of some sets and heads, centred; kept for the next block if those of all heads are small."""
+        at = (sets.start, heads.start)
+        if at in self._prepared:
+            return self._prepared[at]
+        prepared = self.logits.prepare(sets, heads, self.dtype, centred=True)
         size = 0 if prepared.key is None else prepared.key.numel() * prepared.key.element_size()
         if size * len(self.heads) <= KEY_BYTES:
-            self._prepared[heads.start] = prepared
+            self._prepared[at] = prepared
         return prepared
 
     def _seen(self, sets: slice, heads: slice, rows: Rows, block: Tensor) -> Seen:

@@ -56,13 +56,14 @@ def direct_statistics(logits: Logits, masked: bool, distance_only: bool, prefix:
 
 def _measure(groups: HeadGroups, plan: Layout, buffers: Tensor, maps: "_Maps", with_mean: bool) -> None:
     plain = groups.plain and not groups.masked
-    bounds = [math.inf if plain else float(_bound(groups, heads).amax()) for heads in groups.heads]
+    blocks = plan.blocks(groups.sets)
+    bounds = [math.inf if plain else max(_bound(groups, sets, heads) for sets in blocks) for heads in groups.heads]
     # rows of plain logits have the mean 0: z_i ≥ M, and no sum over e_i = w_i − 1 cancels, however large some are
     offset = plain or (max(bounds) <= NEAR_EVEN and not groups.masked)
     maps.offset[groups.sets] = float(offset)
     for rows in plan.rows:
         mean = HeadMean(groups.sets, buffers[2], offset)
-        for sets in plan.blocks(groups.sets):
+        for sets in blocks:
             for heads, bound in zip(groups.heads, bounds, strict=True):
                 logits, seen = groups.fill(sets, heads, rows, buffers[0])
                 reach = maps.reach[sets, heads]
@@ -89,19 +90,18 @@ def _measure(groups: HeadGroups, plan: Layout, buffers: Tensor, maps: "_Maps", w
             maps.add((groups.sets, maps.last, rows), logits, weights, seen.of_one_head(), offset, plain=False)
 
 
-def _bound(groups: HeadGroups, heads: slice) -> Tensor:
-    """A bound of |s_ij|, (g, hh): infinity where the logits are given."""
-    logits, sets = groups.logits, groups.sets
-    key = groups.prepared(heads).key
-    shape = (sets.stop - sets.start, heads.stop - heads.start)
+def _bound(groups: HeadGroups, sets: slice, heads: slice) -> float:
+    """A bound of |s_ij| of some sets and heads: infinity where the logits are given."""
+    logits = groups.logits
+    key = groups.prepared(sets, heads).key
     if key is None or logits.query is None:
-        return torch.full(shape, math.inf, device=logits.device)
-    lengths = torch.linalg.vector_norm(key, dim=-1).amax(-1).view(shape)
+        return math.inf
+    lengths = torch.linalg.vector_norm(key, dim=-1).amax(-1)
     query = torch.linalg.vector_norm(logits.query[sets, heads], dim=-1, dtype=torch.float32).amax(-1)
-    bound = abs(logits.scale) * query.to(key.device) * lengths
+    bound = abs(logits.scale) * float((query.to(key.device).flatten() * lengths).amax())
     if logits.mask is not None and logits.mask.bias is not None:
         bias = logits.mask.bias
-        bound = bound + bias.masked_fill(bias <= logits.mask.hidden_below, 0).abs().amax()
+        bound += float(bias.masked_fill(bias <= logits.mask.hidden_below, 0).abs().amax())
     return bound
 
 
@@ -169,9 +169,10 @@ class _Maps:
             mass.copy_(total)
         factors.reciprocal_()
         if not self.distance_only:
-            ones = logits.sum(-1) if offset and not plain else 0.0
+            ones = logits.sum(-1) if offset and not plain else None
             torch.sum(logits.mul_(weights), -1, out=expected)
-            expected += ones
+            if ones is not None:
+                expected.add_(ones)
         if seen.support is not None:
             self._add_support(at, seen)
             factors.masked_fill_(~seen.present.unsqueeze(-2), 0.0)
@@ -180,13 +181,13 @@ class _Maps:
 
     def _add_vectors(self, at: tuple[slice, slice, slice], factors: Tensor, weights: Tensor) -> None:
         sets, heads, rows = at
-        before = min(max(self.prefix - rows.start, 0), weights.shape[-2])
+        factors, weights = factors.flatten(0, 1), weights.flatten(0, 1)
+        before = min(max(self.prefix - rows.start, 0), weights.shape[1])
+        rest = self.sums[0, sets, heads]
+        rest.add_(torch.bmm(factors[..., before:], weights[:, before:]).view_as(rest))
         if before:
-            self.sums[1, sets, heads] += factors[..., :before] @ weights[..., :before, :]
-            factors, weights = factors[..., before:], weights[..., before:, :]
-        products = torch.bmm(factors.flatten(0, 1), weights.flatten(0, 1))
-        into = self.sums[0, sets, heads]
-        into += products.view_as(into)
+            first = self.sums[1, sets, heads]
+            first.add_(torch.bmm(factors[..., :before], weights[:, :before]).view_as(first))
 
     def _add_support(self, at: tuple[slice, slice, slice], seen: Seen) -> None:
         assert seen.support is not None
