@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nlprobe.probe.measurement import Measurement, Moments
+from nlprobe.probe.measurement import Measurement, Moments, Value
 from nlprobe.stats.records import KEY_COLUMNS, VALUE_COLUMNS, typed
 
 Columns = dict[str, np.ndarray]
@@ -36,20 +36,21 @@ class Batch:
 
     def columns(self) -> Columns:
         """Its records, column by column: one transfer from the device for each."""
-        keyed = list(self._measurements())
-        count = len(self.images)
-        columns = {name: _column([one.values.get(name, math.nan) for _, one in keyed], count) for name in VALUE_COLUMNS}
-        keys = [(site, call, one.head, one.quantity, one.positions) for (site, call), one in keyed]
+        keyed = list(self._by_head())
+        keys, count = [key for key, _ in keyed], len(self.images)
+        columns = {name: _column([one.get(name, math.nan) for _, one in keyed], count) for name in VALUE_COLUMNS}
         for at, name in enumerate(("site", "call", "head", "quantity", "positions")):
             columns[name] = np.repeat(np.array([key[at] for key in keys], dtype=object), count)
-        columns["image"] = np.tile(np.array(self.images, dtype=object), len(keyed))
-        columns["view"] = np.tile(np.array(self.views), len(keyed))
+        columns["image"] = np.tile(np.array(self.images, dtype=object), len(keys))
+        columns["view"] = np.tile(np.array(self.views), len(keys))
         return columns
 
-    def _measurements(self) -> Iterator[tuple[tuple[str, int], Measurement]]:
+    def _by_head(self) -> Iterator[tuple[tuple[str, int, str, str, str], dict[str, Value]]]:
         for name, site in self.sites.items():
             for call, measurements in enumerate(site.calls):
-                yield from (((name, call), one) for one in measurements)
+                for one in measurements:
+                    for at, head in enumerate(one.heads):
+                        yield (name, call, head, one.quantity, one.positions), one.of_head(at)
 
 
 class RecordTable:

@@ -62,11 +62,11 @@ def measure_cross(capture: CrossCapture, wanted: Wanted, centres: Mapping[str, T
     if "prod" in wanted.quantities:
         products = dict(vars(cross_product_statistics(capture.query, capture.key)))
         del products["pairwise"], products["unary"]
-        measurements.append(Measurement("prod", "0", size | products))
+        measurements.append(Measurement("prod", ("0",), size | products))
     if "att" in wanted.quantities:
         maps = vars(cross_map_statistics(capture.query, capture.key))
         flat = cross_flat_distance(*capture.query.shape[1:3])
-        measurements.append(Measurement("att", "0", size | maps | {"flat": flat}))
+        measurements.append(Measurement("att", ("0",), size | maps | {"flat": flat}))
     if capture.all_queries is not None:
         composed, whole = _composed(capture, wanted, centres, size)
         measurements += composed
@@ -83,8 +83,8 @@ def _composed(capture: CrossCapture, wanted: Wanted, centres: Mapping[str, Tenso
     rows = {"input": capture.first_x, "output": capture.whole_output}
     outputs = [name for name in wanted.quantities if name == "output"]
     measurements, moments = measure_rows(rows, size, outputs, centres)
-    measurements = [replace(one, head=COMPOSED_HEAD) for one in measurements]
+    measurements = [replace(one, heads=(COMPOSED_HEAD,)) for one in measurements]
     if "att" in wanted.quantities:
         maps = vars(composed_map_statistics(capture.all_queries, capture.all_keys))
-        measurements.append(Measurement("att", COMPOSED_HEAD, size | maps))
+        measurements.append(Measurement("att", (COMPOSED_HEAD,), size | maps))
     return measurements, {name: each for name, each in moments.items() if name == "output"}

@@ -35,12 +35,26 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The values of one quantity at one call: a number for all images, or a tensor with one value for each."""
+    """The values of one quantity at one call.
+
+    Attributes:
+        quantity: Which of the six.
+        heads: Names of the heads: ("-",) where there are none by nature.
+        values: By column: a number for all, or a tensor with one value for each image, (B,), or each head too, (B, h).
+        positions: What the records say of their positions.
+    """
 
     quantity: str
-    head: str
+    heads: tuple[str, ...]
     values: Mapping[str, Value]
     positions: str = "all"
+
+    def of_head(self, at: int) -> dict[str, Value]:
+        """The values of one head."""
+        return {
+            name: value[:, at] if isinstance(value, Tensor) and value.dim() > 1 else value
+            for name, value in self.values.items()
+        }
 
 
 @dataclass(frozen=True)

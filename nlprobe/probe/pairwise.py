@@ -26,7 +26,7 @@ from nlprobe.stats import (
     softmax_statistics,
     softmax_statistics_beside_prefix,
 )
-from nlprobe.stats.records import PAIRWISE_HEAD
+from nlprobe.stats.records import AVERAGED_HEAD, PAIRWISE_HEAD
 
 SOFTMAX = ("gaussian", "embedded_gaussian")
 
@@ -96,7 +96,7 @@ def _per_image(one: Measurement, sets: int, images: int) -> Measurement:
     if windows > 1:
         for name, value in values.items():
             if isinstance(value, Tensor):
-                grouped = value.double().view(images, windows)
+                grouped = value.double().unflatten(0, (images, windows))
                 if name == "flat":  # a window in which nothing is hidden is flat at distance 0
                     grouped = torch.where(grouped.isnan() & ~grouped.isnan().all(1, keepdim=True), 0.0, grouped)
                 values[name] = grouped.sum(1) if name == "zero_rows" else grouped.nanmean(1)
@@ -186,10 +186,7 @@ def _by_head(product: ProductStatistics, capture: PairwiseCapture) -> list[Measu
         # bias and mask are not part of the rows, but the spread is that of the logits the softmax saw: not split
         del values["pairwise"], values["unary"]
         values["logit_std"] = logit_spread(capture.logits)
-    return [
-        Measurement("prod", head, {name: value[:, at] for name, value in values.items()})
-        for at, head in heads_of(product.avg_dist.shape[1])
-    ]
+    return [Measurement("prod", heads_of(product.avg_dist), values)]
 
 
 def _softmax_maps(
@@ -216,12 +213,8 @@ def _other_maps(capture: PairwiseCapture) -> tuple[MapStatistics, None]:
 
 
 def _maps(each: MapStatistics, average: MapStatistics | None, more: Mapping[str, Tensor]) -> list[Measurement]:
-    columns = vars(each) | dict(more)
-    found = [
-        Measurement("att", head, {name: value[:, at] for name, value in columns.items()})
-        for at, head in heads_of(each.avg_dist.shape[1])
-    ]
-    return found if average is None else [*found, Measurement("att", "avg", vars(average))]
+    found = [Measurement("att", heads_of(each.avg_dist), vars(each) | dict(more))]
+    return found if average is None else [*found, Measurement("att", (AVERAGED_HEAD,), vars(average))]
 
 
 def _concat_logits(capture: PairwiseCapture) -> tuple[Tensor | None, Tensor | None]:
@@ -249,13 +242,13 @@ def _with_metrics(
     placed = len(capture.query_grid) == len(capture.key_grid)
     query_grid, key_grid = (capture.query_grid, capture.key_grid) if placed else (None, None)
     found = map_metrics(logits, metrics, query_grid=query_grid, key_grid=key_grid, prefix=prefix)
-    # the maps of `logits` by the head that their records have
-    measured = {str(head): head for head in range(logits.shape[1])}
+    # the heads that the records of the maps of `logits` have
+    measured = tuple(map(str, range(logits.shape[1])))
     if capture.unary is not None and capture.unary.joined:
-        measured = {PAIRWISE_HEAD: 0}
+        measured = (PAIRWISE_HEAD,)
     return [
-        replace(one, values=dict(one.values) | {name: value[:, measured[one.head]] for name, value in found.items()})
-        if one.quantity == "att" and one.head in measured and one.positions != "no_prefix"
+        replace(one, values=dict(one.values) | found)
+        if one.quantity == "att" and one.heads == measured and one.positions != "no_prefix"
         else one
         for one in measurements
     ]

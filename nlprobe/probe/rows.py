@@ -1,11 +1,11 @@
 """Vectors at positions - input, key, query, output - → the numbers of their records."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
 from nlprobe.probe.measurement import Measured, Measurement, Moments, Value
-from nlprobe.stats import RowStatistics, avg_dist, few_row_statistics, joined_rows, row_statistics
+from nlprobe.stats import RowStatistics, avg_dist, row_statistics, row_statistics_beside_prefix
 
 
 def measure_rows(
@@ -37,7 +37,7 @@ def measure_rows(
         if quantity not in quantities and not (quantity == "input" and "output" in quantities and residual):
             continue
         skipped = prefix if prefix < v.shape[-2] else 0
-        statistics = _with_and_without(v, skipped)
+        statistics = row_statistics_beside_prefix(v, skipped) if skipped else [row_statistics(v)]
         moments[quantity] = _moments(statistics[0])
         if quantity == "input":
             inputs = statistics
@@ -52,13 +52,14 @@ def measure_rows(
                     values["update"] = (one.energy / inputs[at].energy).sqrt()
                 values["mean_map_error"] = (one.spread / one.energy).sqrt()
             common = dict(size) | {"n_queries": v.shape[-2] - at * skipped, "dim": v.shape[-1]}
-            measurements += _by_head(quantity, v.dim(), common, values, place)
+            heads = heads_of(one.avg_dist) if v.dim() > 3 else ("-",)
+            measurements.append(Measurement(quantity, heads, common | values, place))
     return measurements, moments
 
 
-def heads_of(count: int) -> Iterator[tuple[int, str]]:
-    """Heads with the names that records give them."""
-    return ((at, str(at)) for at in range(count))
+def heads_of(values: Tensor) -> tuple[str, ...]:
+    """The names that records give the heads of values (s, h)."""
+    return tuple(map(str, range(values.shape[1])))
 
 
 def moments_of(statistics: RowStatistics) -> Moments:
@@ -66,28 +67,8 @@ def moments_of(statistics: RowStatistics) -> Moments:
     return Moments(statistics.mean, statistics.energy, statistics.spread)
 
 
-def _with_and_without(v: Tensor, prefix: int) -> list[RowStatistics]:
-    if not prefix:
-        return [row_statistics(v)]
-    rest = row_statistics(v[..., prefix:, :])
-    return [joined_rows(few_row_statistics(v[..., :prefix, :]), rest, prefix, v.shape[-2] - prefix), rest]
-
-
 def _moments(statistics: RowStatistics) -> Moments:
     """Of all rows; those of several heads are not summed over the data set, but the first head's stand for one."""
     if statistics.energy.dim() == 1:
         return moments_of(statistics)
     return Moments(statistics.mean[:, 0], statistics.energy[:, 0], statistics.spread[:, 0])
-
-
-def _by_head(
-    quantity: str, dimensions: int, common: Mapping[str, Value], values: Mapping[str, Value], positions: str
-) -> list[Measurement]:
-    if dimensions == 3:
-        return [Measurement(quantity, "-", dict(common) | dict(values), positions)]
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    count = next(iter(tensors.values())).shape[1]
-    return [
-        Measurement(quantity, head, dict(common) | {name: value[:, at] for name, value in tensors.items()}, positions)
-        for at, head in heads_of(count)
-    ]

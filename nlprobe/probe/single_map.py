@@ -32,10 +32,10 @@ def measure_single_map(
         logits = capture.logits if capture.logits is not None else capture.x.new_zeros(capture.x.shape[:2])
         entropy, n_eff = single_map_statistics(logits)
         fixed = {"avg_dist": 0.0, "zero_rows": 0, "by_construction": True}
-        measurements.append(Measurement("att", "0", size | fixed | {"dim": n, "entropy": entropy, "n_eff": n_eff}))
+        measurements.append(Measurement("att", ("0",), size | fixed | {"dim": n, "entropy": entropy, "n_eff": n_eff}))
     if "output" in quantities and capture.shift is not None:
         measurement, moment = _shared_output(capture.x, capture.shift, moments.get("input"))
-        measurements.append(Measurement("output", "-", size | {"dim": capture.x.shape[2]} | measurement))
+        measurements.append(Measurement("output", ("-",), size | {"dim": capture.x.shape[2]} | measurement))
         moments["output"] = moment
     return measurements, moments
 

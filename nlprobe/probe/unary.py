@@ -20,9 +20,9 @@ def with_unary(pairwise: list[Measurement], logits: Logits, unary: UnaryMap) -> 
     """
     entropy, n_eff = single_map_statistics(unary.map.clamp_min(torch.finfo(unary.map.dtype).tiny).log())
     fixed: dict[str, Value] = {"avg_dist": 0.0, "zero_rows": 0, "by_construction": True}
-    single = Measurement("att", UNARY_HEAD, fixed | {"entropy": entropy, "n_eff": n_eff})
+    single = Measurement("att", (UNARY_HEAD,), fixed | {"entropy": entropy, "n_eff": n_eff})
     if not unary.joined:
         return [*pairwise, single]
     rows = unary_map_statistics(logits, unary.map, unary.weights)
-    joined = Measurement("att", "0", {name: value[:, 0] for name, value in vars(rows).items()})
-    return [joined, *(replace(one, head=PAIRWISE_HEAD) for one in pairwise), single]
+    joined = Measurement("att", ("0",), {name: value[:, 0] for name, value in vars(rows).items()})
+    return [joined, *(replace(one, heads=(PAIRWISE_HEAD,)) for one in pairwise), single]

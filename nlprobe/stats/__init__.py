@@ -9,10 +9,9 @@ from nlprobe.stats.cross_maps import (
     cross_product_statistics,
     cross_rows,
 )
-from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics
+from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics, row_statistics_beside_prefix
 from nlprobe.stats.dot_maps import dot_map_statistics
 from nlprobe.stats.flat_maps import flat_distance
-from nlprobe.stats.joining import few_row_statistics, joined_rows
 from nlprobe.stats.logit_spread import logit_spread
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.map_metrics import METRICS, map_metrics
@@ -49,9 +48,7 @@ __all__ = [
     "cross_product_statistics",
     "cross_rows",
     "dot_map_statistics",
-    "few_row_statistics",
     "flat_distance",
-    "joined_rows",
     "logit_spread",
     "map_metrics",
     "map_rows",
@@ -59,6 +56,7 @@ __all__ = [
     "product_statistics",
     "product_statistics_beside_prefix",
     "row_statistics",
+    "row_statistics_beside_prefix",
     "single_map_statistics",
     "softmax_apply",
     "softmax_map_statistics",

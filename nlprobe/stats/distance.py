@@ -19,6 +19,9 @@ _MANY_ROWS = 1024  # from here on a float32 pass saves more than looking at a sa
 _MANY_NUMBERS = 1 << 18  # in several short sets, from where on trying a float32 pass costs less than it mostly saves
 _SAMPLED_ROWS = 32
 
+FEW_SETS = 16
+"""Sets of several heads up to which each is taken by itself, as it lies in memory."""
+
 _SMALLEST_NORM = 1e-300
 """Any row that is not zero is longer; the reciprocal, times a zero row, is still zero."""
 
@@ -66,7 +69,7 @@ def avg_dist(v: Float[Tensor, "*batch n c"]) -> Float64[Tensor, "*batch"]:
         NlprobeError: v holds NaN or infinity.
     """
     sets = _as_sets(v)
-    moments = _moments(sets, with_rows=False)
+    (moments,) = _moments(sets, with_rows=False)
     _refuse_non_finite(v, moments)
     return _distance(sets, moments).reshape(v.shape[:-2])
 
@@ -85,8 +88,29 @@ def row_statistics(v: Float[Tensor, "*batch n c"]) -> RowStatistics:
         NlprobeError: v holds NaN or infinity.
     """
     sets = _as_sets(v)
-    moments = _moments(sets, with_rows=True)
+    (moments,) = _moments(sets, with_rows=True)
     _refuse_non_finite(v, moments)
+    return _statistics(v, sets, moments)
+
+
+@kernel
+def row_statistics_beside_prefix(v: Float[Tensor, "*batch n c"], prefix: int) -> list[RowStatistics]:
+    """`row_statistics` of all rows, and of those after the first `prefix`, from the same pass.
+
+    Args:
+        v: Sets of rows.
+        prefix: How many of the first rows are left out the second time; fewer than there are rows.
+
+    Raises:
+        NlprobeError: v holds NaN or infinity.
+    """
+    sets = _as_sets(v)
+    everything, rest = _moments(sets, with_rows=True, prefix=prefix)
+    _refuse_non_finite(v, everything)
+    return [_statistics(v, sets, everything), _statistics(v, sets[:, :, prefix:], rest)]
+
+
+def _statistics(v: Tensor, sets: Tensor, moments: "_Moments") -> RowStatistics:
     batch, square = v.shape[:-2], moments.scale.square()
     return RowStatistics(
         avg_dist=_distance(sets, moments).reshape(batch),
@@ -153,7 +177,9 @@ def _blocks(
     room = block_elements(sets.device) * torch.float64.itemsize // dtype.itemsize
     buffers = wide(sets.new_empty(0)).new_empty(2, max(room, c), dtype=dtype)
     fitting = max(1, room // max(1, n * c))
-    for image_span in spans(images, fitting // max(1, heads)):
+    # the heads of one image lie evenly in memory, and need no copy
+    evenly = sets.dtype == dtype != torch.float64 and heads > 1 and images <= FEW_SETS
+    for image_span in spans(images, 1 if evenly else fitting // max(1, heads)):
         for head_span in spans(heads, fitting):
             first = image_span.start * heads + head_span.start
             at = slice(first, first + (image_span.stop - image_span.start) * (head_span.stop - head_span.start))
@@ -172,47 +198,53 @@ def _blocks(
                 yield at, row_span, rows.flatten(0, 1), spare.flatten(0, 1)
 
 
-def _moments(sets: Tensor, with_rows: bool) -> _Moments:
+def _moments(sets: Tensor, with_rows: bool, prefix: int = 0) -> list[_Moments]:
+    """Of all rows, and with a prefix of those after it."""
     many = sets.shape[2] >= _MANY_ROWS
     if sets.dtype == torch.float32 and (many or sets.numel() >= _MANY_NUMBERS) and sets.device.type != "mps":
         sample = sets[:, :, :: max(1, sets.shape[2] // _SAMPLED_ROWS)]
-        if not many or bool((_sums(sample, False, torch.float64).distance() > SINGLE_DOWN_TO).all()):
-            moments = _sums(sets, with_rows, torch.float32)
-            good = (moments.distance() >= SINGLE_DOWN_TO) & torch.isfinite(moments.energy)
-            good &= moments.norms.amin(-1) > UNDERFLOW**0.5
-            if with_rows:
-                good &= moments.spread() >= SINGLE_DOWN_TO * moments.energy
+        if not many or bool((_sums(sample, False, torch.float64)[0].distance() > SINGLE_DOWN_TO).all()):
+            found = _sums(sets, with_rows, torch.float32, prefix)
+            good = found[0].norms.amin(-1) > UNDERFLOW**0.5
+            for one in found:
+                good &= (one.distance() >= SINGLE_DOWN_TO) & torch.isfinite(one.energy)
+                if with_rows:
+                    good &= one.spread() >= SINGLE_DOWN_TO * one.energy
             if bool(good.all()):
-                return moments
-    return _sums(sets, with_rows, torch.float64)
+                return found
+    return _sums(sets, with_rows, torch.float64, prefix)
 
 
-def _sums(sets: Tensor, with_rows: bool, dtype: torch.dtype) -> _Moments:
+def _sums(sets: Tensor, with_rows: bool, dtype: torch.dtype, prefix: int = 0) -> list[_Moments]:
     double = sets.dtype == torch.float64
     n, c = sets.shape[-2:]
     size = wide(sets.new_ones(sets.shape[:2].numel(), n))
     scale = _largest(sets) if double else wide(sets.new_ones(size.shape[0]))
     norms = torch.empty_like(size, dtype=dtype)
-    weights = norms.new_ones(size.shape[0], 1 + with_rows, n)
-    sums = size.new_zeros(size.shape[0], 1 + with_rows, c)
+    # of the rows after the prefix, and of the prefix
+    parts = 2 if prefix else 1
+    weights = norms.new_ones(size.shape[0], parts, 1 + with_rows, n)
+    weights[:, 0, :, :prefix] = 0
+    weights[:, 1:, :, prefix:] = 0
+    sums = size.new_zeros(size.shape[0], parts, 1 + with_rows, c)
     for at, row_span, rows, spare in _blocks(sets, dtype=dtype):
-        weight, norm = weights[at, :, row_span], norms[at, row_span]
+        weight, norm = weights[at, ..., row_span], norms[at, row_span]
         if double:
             size[at, row_span] = _divide_by_largest(rows) / scale[at].unsqueeze(-1)
-            weight[:, 1:] = size[at, row_span].unsqueeze(1)
+            weight[:, :, 1:].mul_(size[at, None, None, row_span])
         _norms(rows, spare, norm)
-        torch.reciprocal(norm, out=weight[:, 0])
-        sums[at] += weight @ rows
+        weight[:, :, 0].mul_(norm.reciprocal().unsqueeze(1))
+        sums[at].add_((weight.flatten(1, 2) @ rows).view_as(sums[at]))
     norms = norms.double()
+    everything = _of_rows(scale, size, norms, sums.sum(1) if prefix else sums[:, 0])
+    return [everything, _of_rows(scale, size[:, prefix:], norms[:, prefix:], sums[:, 0])] if prefix else [everything]
+
+
+def _of_rows(scale: Tensor, size: Tensor, norms: Tensor, sums: Tensor) -> _Moments:
+    n = norms.shape[-1]
     count = (norms > _SMALLEST_NORM).sum(-1, keepdim=True)
-    return _Moments(
-        scale=scale,
-        size=size,
-        norms=norms,
-        direction=sums[:, 0] / count,
-        mean=sums[:, -1] / n,
-        energy=(norms * size).square().sum(-1) / n,
-    )
+    energy = (norms * size).square().sum(-1) / n
+    return _Moments(scale, size, norms, direction=sums[:, 0] / count, mean=sums[:, -1] / n, energy=energy)
 
 
 def _distance(sets: Tensor, moments: _Moments) -> Tensor:

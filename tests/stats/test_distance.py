@@ -3,6 +3,7 @@
 import math
 
 import brute_force
+import numpy as np
 import pytest
 import sklearn.metrics
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nlprobe.errors import NlprobeError
-from nlprobe.stats import avg_dist, row_statistics
+from nlprobe.stats import RowStatistics, avg_dist, row_statistics, row_statistics_beside_prefix
 
 properties = settings(derandomize=True, deadline=None, max_examples=25)
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 24))
@@ -302,3 +303,55 @@ def test_agrees_with_torchmetrics_and_scikit_learn(shape: tuple[int, int]) -> No
     assert avg_dist(v).item() == pytest.approx(
         sklearn.metrics.pairwise.cosine_distances(v.numpy()).mean() / 2, rel=1e-9
     )
+
+
+def assert_same(found: RowStatistics, expected: RowStatistics, rtol: float = 1e-9) -> None:
+    for name, value in vars(expected).items():
+        # parts of vectors are as good as the largest, a spread that is nothing but rounding as the energy
+        size = {
+            "direction": rtol * value.abs().max(),
+            "mean": rtol * value.abs().max(),
+            "spread": 1e-28 * expected.energy.max(),
+        }
+        atol = float(size.get(name, 1e-14))
+        np.testing.assert_allclose(getattr(found, name), value, rtol=rtol, atol=atol, err_msg=name)
+
+
+@properties
+@given(
+    n=st.integers(2, 12),
+    prefix=st.integers(1, 11),
+    spread=st.sampled_from([1.0, 1e-3, 1e-6, 0.0]),
+    size=st.sampled_from([1e-200, 1.0, 1e150]),
+    seed=st.integers(0, 100),
+)
+def test_rows_after_a_prefix_are_measured_as_by_themselves(
+    n: int, prefix: int, spread: float, size: float, seed: int
+) -> None:
+    prefix = min(prefix, n - 1)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(2, 3, 1, 5, generator=generator, dtype=torch.float64)
+    v = size * (v + spread * torch.randn(2, 3, n, 5, generator=generator, dtype=torch.float64))
+    everything, rest = row_statistics_beside_prefix(v, prefix)
+    assert_same(everything, row_statistics(v), rtol=1e-8)
+    assert_same(rest, row_statistics(v[..., prefix:, :]), rtol=1e-8)
+
+
+@pytest.mark.parametrize("zeros", [[0], [0, 1], [3], [2, 3, 4], [0, 1, 2, 3, 4]])
+def test_zero_rows_of_prefix_and_rest_are_left_out(zeros: list[int]) -> None:
+    v = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    v[zeros] = 0
+    everything, rest = row_statistics_beside_prefix(v, 2)
+    assert_same(everything, row_statistics(v))
+    assert_same(rest, row_statistics(v[2:]))
+
+
+@pytest.mark.parametrize("images", [3, 20])
+@pytest.mark.parametrize("shift", [0.0, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_heads_as_models_hold_them_agree_with_float64(dtype: torch.dtype, shift: float, images: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = torch.randn(images, 197, 3, 6, 64, generator=generator).add(shift).to(dtype).permute(2, 0, 3, 1, 4)[1]
+    assert not held.is_contiguous()
+    for found, start in zip(row_statistics_beside_prefix(held, 1), (0, 1), strict=True):
+        assert_same(found, row_statistics(held[..., start:, :].double()), rtol=1e-5)
