@@ -11,7 +11,7 @@ from nlprobe.stats.results import ProductStatistics
 from nlprobe.stats.short_products import ProductSums, is_short, short_products
 from nlprobe.stats.streaming import UNDERFLOW, block_elements, kernel, require_finite, spans, wide, widened
 
-LARGE = 1 << 28
+LARGE = 1 << 24
 """Multiplications in one set from which float32 products, checked afterwards, are worth while."""
 
 SPLIT_BELOW = 1e-6
@@ -91,41 +91,43 @@ def _statistics(sums: ProductSums, scale: float, query: Tensor, key: Tensor) -> 
 def _found(query: Tensor, key: Tensor, prefix: int) -> list[ProductSums]:
     """The statistics of all sets, one after the other: of short float32 ones in few passes where these do."""
     (n, d), m = query.shape[-2:], key.shape[-2]
-    starts = [0, prefix] if prefix else [0]
     if not (query.dtype == key.dtype == torch.float32 and query.numel() and is_short(n, m, d, query.device)):
         rows, keys = (widened(t).reshape(-1, *t.shape[-2:]) for t in (query, key))
-        return [_grouped(rows[:, start:], keys) for start in starts]
+        return _grouped(rows, keys, prefix)
     heads = query.shape[-3] if query.dim() > 2 else 1
     queries, keys = (widened(t).reshape(-1, heads, *t.shape[-2:]) for t in (query, key))
     result = []
-    for start, (found, kept) in zip(starts, short_products(queries, keys, prefix), strict=True):
+    for start, (found, kept) in zip((0, prefix), short_products(queries, keys, prefix), strict=False):
         if not bool(kept.all()):
-            again = _grouped(queries[~kept][:, start:], keys[~kept])
+            (again,) = _grouped(queries[~kept][:, start:], keys[~kept], 0)
             for name, value in vars(found).items():
                 value[~kept] = vars(again)[name].to(value.dtype)
         result.append(found)
     return result
 
 
-def _grouped(query: Tensor, key: Tensor) -> ProductSums:
+def _grouped(query: Tensor, key: Tensor, prefix: int) -> list[ProductSums]:
     """The statistics of sets (s, n, d) and (s, m, d), several small ones at a time."""
     (n, d), m = query.shape[-2:], key.shape[-2]
-    parts = [
-        _sets(query[sets], key[sets])
+    groups = [
+        _sets(query[sets], key[sets], prefix)
         for sets in spans(query.shape[0], 8 * block_elements(query.device) // max(1, (n + m) * d))
     ]
-    return ProductSums(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+    return [
+        ProductSums(**{name: torch.cat([vars(one)[name] for one in parts]) for name in vars(parts[0])})
+        for parts in zip(*groups, strict=True)
+    ]
 
 
-def _sets(query: Tensor, key: Tensor) -> ProductSums:
-    """The statistics of g sets at once, (g, n, d) and (g, m, d)."""
+def _sets(query: Tensor, key: Tensor, prefix: int) -> list[ProductSums]:
+    """The statistics of g sets at once, (g, n, d) and (g, m, d); of all queries, and with a prefix of the rest."""
     (n, d), m = query.shape[-2:], key.shape[-2]
     by_rows = n * m < (n + m) * d
     if query.dtype == key.dtype == torch.float32 and not by_rows and (n + m) * d * d >= LARGE:
-        found = _single_precision(query, key)
+        found = _single_precision(query, key, prefix)
         if found is not None:
             return found
-    return _double_precision(query, key, by_rows)
+    return [_double_precision(query[:, start:], key, by_rows) for start in ((0, prefix) if prefix else (0,))]
 
 
 def _double_precision(query: Tensor, key: Tensor, by_rows: bool) -> ProductSums:
@@ -232,7 +234,7 @@ def magnitude(rows: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where(largest > 0, largest, 1.0)
 
 
-def _single_precision(query: Tensor, key: Tensor) -> ProductSums | None:
+def _single_precision(query: Tensor, key: Tensor, prefix: int = 0) -> list[ProductSums] | None:
     """The same from float32 products, or None where the error that a sample shows is too large for a result."""
     (n, d), m = query.shape[-2:], key.shape[-2]
     gram, key_sum = wide(key.new_zeros(key.shape[0], d, d)), wide(key.new_zeros(key.shape[0], 1, d))
@@ -242,37 +244,49 @@ def _single_precision(query: Tensor, key: Tensor) -> ProductSums | None:
         key_sum += block.sum(-2, keepdim=True)
     metric, key_mean = gram.to(key.dtype), key_sum / m
     squares, lengths, along = (wide(query.new_empty(query.shape[:2])) for _ in range(3))
-    centre, query_sum = torch.zeros_like(key_sum), torch.zeros_like(key_sum)
-    for span in spans(n, 1024):
-        block = query[:, span]
-        squares[:, span] = (block @ metric).mul_(block).sum(-1)
-        lengths[:, span] = wide(torch.linalg.vector_norm(block, dim=-1)).square()
-        along[:, span] = (block @ key_mean.mT.to(block.dtype)).squeeze(-1)
-        inverse = torch.where(squares[:, span] > 0, squares[:, span].rsqrt(), 0.0)
-        centre += inverse.to(block.dtype).unsqueeze(-2) @ block
-        query_sum += block.sum(-2, keepdim=True)
+    # of the rows after the prefix, and over the prefix
+    bounds = [(prefix, n), (0, prefix)] if prefix else [(0, n)]
+    centre, query_sum = wide(query.new_zeros(2, query.shape[0], len(bounds), d))
+    for part, (start, stop) in enumerate(bounds):
+        for within in spans(stop - start, 1024):
+            span = slice(start + within.start, start + within.stop)
+            block = query[:, span]
+            squares[:, span] = (block @ metric).mul_(block).sum(-1)
+            lengths[:, span] = wide(torch.linalg.vector_norm(block, dim=-1)).square()
+            along[:, span] = (block @ key_mean.mT.to(block.dtype)).squeeze(-1)
+            inverse = torch.where(squares[:, span] > 0, squares[:, span].rsqrt(), 0.0)
+            centre[:, part] += (inverse.to(block.dtype).unsqueeze(-2) @ block).squeeze(-2)
+            query_sum[:, part] += block.sum(-2)
     if bool(query[lengths < UNDERFLOW].any()):
         return None
-    count = (lengths > 0).sum(-1)
-    centre, query_mean = centre / count[:, None, None], query_sum / n
+    if prefix:
+        centre, query_sum = (torch.stack((one.sum(1), one[:, 0]), 1) for one in (centre, query_sum))
+    starts = (0, prefix) if prefix else (0,)
+    counts = [(lengths[:, start:] > 0).sum(-1) for start in starts]
+    centre = centre / torch.stack(counts, -1).unsqueeze(-1)
+    query_mean = query_sum / torch.tensor([n - start for start in starts], device=query.device).unsqueeze(-1)
     sample = torch.linspace(0, n - 1, SAMPLE_ROWS, device=query.device).long()
-    exact = wide(query.new_zeros(query.shape[0], SAMPLE_ROWS + 1))
+    exact = wide(query.new_zeros(query.shape[0], SAMPLE_ROWS + len(starts)))
     probes = torch.cat((wide(query[:, sample]), centre), dim=-2)
-    along_mean = wide(key.new_empty(key.shape[:2]))
+    along_mean = wide(key.new_empty(key.shape[0], len(starts), m))
     for span in spans(m, 1024):
         block = wide(key[:, span])
         exact += (probes @ block.mT).square_().sum(-1)
-        along_mean[:, span] = (query_mean @ block.mT).squeeze(-2)
-    distance = 0.5 * (1 - exact[:, -1])
-    unary = along_mean.var(-1, correction=0)
-    mean_square, shared_square = squares.mean(-1) / m, along.square().mean(-1)
-    pairwise = mean_square - shared_square - unary
+        along_mean[..., span] = query_mean @ block.mT
     # |error of n_i²| ≤ `error`·‖q_i‖², as the sample shows; the rounding of sums over a block is about 1e-7
-    error = ((squares[:, sample] - exact[:, :-1]).abs() / lengths[:, sample]).nan_to_num(0.0).amax(-1)
-    relative = torch.where(lengths > 0, error.unsqueeze(-1) * lengths / squares.clamp_min(0), 0.0)
-    distance_error = 0.5 * relative.mean(-1) + 1e-7
-    pairwise_error = error * lengths.mean(-1) / m + 2e-7 * shared_square
-    accepted = (distance_error <= ACCEPTED_ERROR * distance) & (pairwise_error <= ACCEPTED_ERROR * pairwise)
-    if not bool((accepted & torch.isfinite(pairwise)).all()):
-        return None
-    return ProductSums(distance=distance, zero_rows=n - count, pairwise=pairwise, unary=unary)
+    error = ((squares[:, sample] - exact[:, :SAMPLE_ROWS]).abs() / lengths[:, sample]).nan_to_num(0.0).amax(-1)
+    found = []
+    for at, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        distance = 0.5 * (1 - exact[:, SAMPLE_ROWS + at])
+        unary = along_mean[:, at].var(-1, correction=0)
+        square, length = squares[:, start:], lengths[:, start:]
+        mean_square, shared_square = square.mean(-1) / m, along[:, start:].square().mean(-1)
+        pairwise = mean_square - shared_square - unary
+        relative = torch.where(length > 0, error.unsqueeze(-1) * length / square.clamp_min(0), 0.0)
+        distance_error = 0.5 * relative.mean(-1) + 1e-7
+        pairwise_error = error * length.mean(-1) / m + 2e-7 * shared_square
+        accepted = (distance_error <= ACCEPTED_ERROR * distance) & (pairwise_error <= ACCEPTED_ERROR * pairwise)
+        if not bool((accepted & torch.isfinite(pairwise)).all()):
+            return None
+        found.append(ProductSums(distance, n - start - count, pairwise, unary))
+    return found

@@ -254,3 +254,18 @@ def test_queries_after_a_prefix_are_measured_as_by_themselves(shape: tuple[int, 
     for found, queries in zip(both, (query, query[:, :, prefix:]), strict=True):
         for name, value in vars(product_statistics(queries.double(), key.double(), 0.3)).items():
             torch.testing.assert_close(getattr(found, name).double(), value.double(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["random", "close", "zero row"])
+@pytest.mark.parametrize("prefix", [1, 7])
+def test_long_sets_are_measured_beside_their_prefix_too(
+    kind: str, prefix: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "LARGE", 0)
+    query, key = large(kind)
+    query[0] *= 3
+    both = product_statistics_beside_prefix(query, key, prefix)
+    check(both[0], query, key, 1.0)
+    check(both[1], query[prefix:], key, 1.0)
+    if kind == "random":
+        assert products._single_precision(query.unsqueeze(0), key.unsqueeze(0), prefix) is not None
