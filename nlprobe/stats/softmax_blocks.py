@@ -12,7 +12,7 @@ from nlprobe.stats.logits import Logits, PreparedLogits
 from nlprobe.stats.masks import Rows
 from nlprobe.stats.streaming import spans, wide
 
-LEAST_ROWS = 128
+LEAST_ROWS = 64
 """Rows of one head in a block, whatever their length: fewer make poor products."""
 
 KEY_BYTES = 1 << 25
