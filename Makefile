@@ -29,6 +29,10 @@ demo: $(READY)  ## Train a small non-local network, measure it, draw its attenti
 test: $(READY)  ## Run the fast tests (DEVICE=cpu|cuda|cuda:1|mps)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m 'not slow' --device $(DEVICE)
 
+.PHONY: test-slow
+test-slow: $(READY)  ## Run the slow tests only
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m slow --device $(DEVICE)
+
 .PHONY: test-all
 test-all: $(READY)  ## Run all tests, the slow ones too
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --device $(DEVICE)
