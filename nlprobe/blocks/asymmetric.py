@@ -1,9 +1,8 @@
 """The two blocks of the asymmetric non-local network (Zhu et al. 2019), whose keys are the cells of a pyramid."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -26,7 +25,6 @@ PYRAMID = (1, 3, 6, 8)
 """Cells along each side of the grids that an image is averaged over: 1 + 9 + 36 + 64 = 110 keys."""
 
 ProjectedActivation = Literal["relu", "leaky_relu"]
-Config = TypeVar("Config", bound="_AsymmetricConfig")
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,6 @@ class _AsymmetricConfig(BlockConfig):
             )
         for size in self.pyramid:
             check_positive_integer(self.block, "pyramid", size)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All settings as plain JSON values, with the block's name under `block`."""
-        return super().as_dict() | {"pyramid": list(self.pyramid)}
-
-    @classmethod
-    def from_dict(cls: type[Config], settings: Mapping[str, Any]) -> Config:
-        """The inverse of `as_dict`; settings that are left out take their defaults.
-
-        Raises:
-            ConfigError: an unknown key, a value that the setting cannot take, or another block's settings.
-        """
-        pyramid = settings.get("pyramid")
-        whole = dict(settings) | ({"pyramid": tuple(pyramid)} if isinstance(pyramid, list) else {})
-        return super().from_dict(whole)
 
     def inner_width(self, channels: int) -> int:
         """Width d of queries, keys and values."""

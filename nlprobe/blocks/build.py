@@ -6,24 +6,32 @@ from typing import Any
 from torch import nn
 
 from nlprobe.blocks.asymmetric import AsymmetricPyramid, AsymmetricPyramidConfig
+from nlprobe.blocks.cbam import CBAM, CBAMConfig
 from nlprobe.blocks.context import ContextBlock, ContextConfig
 from nlprobe.blocks.criss_cross import CrissCross, CrissCrossConfig
 from nlprobe.blocks.disentangled import Disentangled, DisentangledConfig
 from nlprobe.blocks.dual import ChannelAttention, ChannelAttentionConfig, PositionAttention, PositionAttentionConfig
+from nlprobe.blocks.gather_excite import GatherExcite, GatherExciteConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
 from nlprobe.blocks.object_context import ObjectContext, ObjectContextConfig
 from nlprobe.blocks.point_wise import PointWise, PointWiseConfig
 from nlprobe.blocks.settings import BlockConfig, unknown
+from nlprobe.blocks.squeeze_excitation import SqueezeExcitation, SqueezeExcitationConfig
 from nlprobe.errors import ConfigError
 
 Make = Callable[[int, int, Any], nn.Module]
 """From channels, spatial dimensions and settings to a block."""
 
 
-def _asymmetric_pyramid(channels: int, dimension: int, config: AsymmetricPyramidConfig) -> AsymmetricPyramid:
-    if dimension != 2:
-        raise ConfigError(f"`{config.block}` pools over images, not over {dimension} dimensions", "take another block")
-    return AsymmetricPyramid(channels, config)
+def _of_images(block: Callable[[int, Any], nn.Module], does: str = "pools over") -> Make:
+    """How a block is made that takes maps of two dimensions only, because it `does` something to images."""
+
+    def make(channels: int, dimension: int, config: BlockConfig) -> nn.Module:
+        if dimension != 2:
+            raise ConfigError(f"`{config.block}` {does} images, not over {dimension} dimensions", "take another block")
+        return block(channels, config)
+
+    return make
 
 
 _BLOCKS: dict[str, tuple[type[BlockConfig], Make]] = {
@@ -40,8 +48,14 @@ _BLOCKS: dict[str, tuple[type[BlockConfig], Make]] = {
         lambda channels, _, config: ChannelAttention(channels, config),
     ),
     ObjectContextConfig.block: (ObjectContextConfig, lambda channels, _, config: ObjectContext(channels, config)),
-    AsymmetricPyramidConfig.block: (AsymmetricPyramidConfig, _asymmetric_pyramid),
     PointWiseConfig.block: (PointWiseConfig, PointWise),
+    AsymmetricPyramidConfig.block: (AsymmetricPyramidConfig, _of_images(AsymmetricPyramid)),
+    SqueezeExcitationConfig.block: (
+        SqueezeExcitationConfig,
+        lambda channels, _, config: SqueezeExcitation(channels, config),
+    ),
+    CBAMConfig.block: (CBAMConfig, _of_images(CBAM, "convolves over")),
+    GatherExciteConfig.block: (GatherExciteConfig, _of_images(GatherExcite, "gathers over")),
 }
 
 CONFIGS: dict[str, type[BlockConfig]] = {name: config for name, (config, _) in _BLOCKS.items()}

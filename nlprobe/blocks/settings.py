@@ -21,7 +21,9 @@ class BlockConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain JSON values, with the block's name under `block`."""
-        return {"block": self.block, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+        settings = dataclasses.asdict(self)  # type: ignore[call-overload]
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        return {"block": self.block, **plain}
 
     @classmethod
     def from_dict(cls: type[Config], settings: Mapping[str, Any]) -> Config:
@@ -40,7 +42,7 @@ class BlockConfig:
         for name in settings:
             if name not in known:
                 raise unknown(f"setting of the block `{cls.block}`", name, known)
-        return cls(**settings)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ConfigError:
@@ -86,6 +88,21 @@ def check_feature_map(name: str, channels: int, x: Tensor) -> None:
         raise ConfigError(
             f"`{name}` of {channels} channels got an input of shape `{tuple(x.shape)}`",
             f"it takes (B, {channels}, ...) with one or more spatial axes",
+        )
+
+
+def check_image(name: str, channels: int, x: Tensor) -> None:
+    """Raise unless `x` is (B, channels, H, W).
+
+    Args:
+        name: The block's class.
+        channels: What it was made for.
+        x: What it got.
+    """
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ConfigError(
+            f"`{name}` of {channels} channels got an input of shape `{tuple(x.shape)}`",
+            f"it takes (B, {channels}, H, W)",
         )
 
 

@@ -120,6 +120,7 @@ def _record(entry: ModelEntry, row: PaperRow | None, costs: Costs) -> dict[str, 
         "input_shape": list(entry.input_shape),
         "sites": entry.config.sites(),
         "full_size": entry.full_size,
+        "remark": entry.remark or None,
     }
 
 
@@ -167,8 +168,14 @@ def _notes(chosen: list[Listed], costs: dict[str, Costs]) -> list[str]:
         f"Not counted: {', '.join(uncounted)}.",
         "counter: operations as the paper's FLOPs count them; their G is 2^30, and 10^9 in Tables 12 and 13.",
     ]
-    if any(row and differing_cells(costs[entry.name], row) for entry, row in chosen):
+    differing = [entry for entry, row in chosen if row and differing_cells(costs[entry.name], row)]
+    if differing:
         notes.append("*: our count does not round to the printed cell.")
+    remarks: dict[str, list[str]] = {}
+    for entry in differing:
+        named = remarks.setdefault(entry.remark, [])
+        named += [entry.name] if entry.name not in named else []
+    notes += [f"* {', '.join(named)}: {remark}." for remark, named in remarks.items() if remark]
     if missed:
         notes.append(f"MACs too low, because products were not counted: {', '.join(missed)}.")
     return notes

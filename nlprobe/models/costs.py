@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nlprobe.blocks import (
+    CBAM,
     SOFTMAX_INSTANTIATIONS,
     AsymmetricFusion,
     AsymmetricPyramid,
@@ -27,6 +28,7 @@ from nlprobe.blocks import (
     PointWiseBranch,
     PositionAttention,
     SourceAttention,
+    SqueezeExcitation,
     UnaryTerm,
 )
 from nlprobe.errors import ConfigError
@@ -164,6 +166,8 @@ class _Observer(TorchDispatchMode):
 
 
 _BLOCKS = (
+    CBAM,
+    SqueezeExcitation,
     AsymmetricFusion,
     AsymmetricPyramid,
     ChannelAttention,

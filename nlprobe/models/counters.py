@@ -16,6 +16,7 @@ from torch.nn.modules.utils import _pair
 from nlprobe.blocks import (
     AsymmetricFusion,
     AsymmetricPyramid,
+    ChannelGate,
     ContextBlock,
     CrissCross,
     CrissCrossAttention,
@@ -25,6 +26,7 @@ from nlprobe.blocks import (
     PointWiseBranch,
     PositionAttention,
     SourceAttention,
+    SqueezeExcitation,
     UnaryTerm,
 )
 
@@ -142,7 +144,14 @@ def _paper_max_pool(call: Call) -> int:
 
 
 def _paper_average_pool(call: Call) -> int:
+    """One more than the taps of each output, here those of the whole map."""
     return call.inputs[0].numel() + call.output.numel()
+
+
+def _paper_average_windows(call: Call) -> int:
+    assert isinstance(call.module, nn.AvgPool2d)
+    height, width = _pair(call.module.kernel_size)
+    return call.output.numel() * (height * width + 1)
 
 
 def _paper_non_local(call: Call) -> int:
@@ -158,6 +167,18 @@ def _paper_context(call: Call) -> int:
     return x.numel() + (0 if call.module.mask is not None else x.shape[0] * x.shape[1])
 
 
+def _paper_squeeze(call: Call) -> int:
+    """The average pool."""
+    x = call.inputs[0]
+    return x.numel() + x.shape[0] * x.shape[1]
+
+
+def _paper_channel_gate(call: Call) -> int:
+    """The average pool and the max-pool over positions."""
+    x = call.inputs[0]
+    return 2 * x.numel() + x.shape[0] * x.shape[1]
+
+
 PAPER_COUNTER: Counter = {
     nn.Conv1d: _paper_convolution,
     nn.Conv2d: _paper_convolution,
@@ -169,6 +190,9 @@ PAPER_COUNTER: Counter = {
     nn.ReLU: lambda call: call.output.numel(),
     nn.MaxPool2d: _paper_max_pool,
     nn.AdaptiveAvgPool2d: _paper_average_pool,
+    nn.AvgPool2d: _paper_average_windows,
+    SqueezeExcitation: _paper_squeeze,
+    ChannelGate: _paper_channel_gate,
     PairwiseAttention: _pairwise,
     CrissCrossAttention: _criss_cross,
     CrissCross: _nothing,
@@ -183,7 +207,7 @@ PAPER_COUNTER: Counter = {
 
 Multiply-accumulates and biases of convolutions, 4 for each output of a batch norm, 1 of a ReLU, the taps of a max-pool,
 one more than the taps of an average pool, 2 in - 1 of a linear layer, and products as they are; a softmax, layer norm,
-sigmoid, sum or scale costs nothing.
+sigmoid, sum, scale, interpolation, or mean or maximum over channels costs nothing.
 """
 
 
@@ -236,6 +260,9 @@ SEGMENTATION_COUNTER: Counter = {
     nn.ReLU: lambda call: call.output.numel(),
     nn.MaxPool2d: lambda call: call.inputs[0].numel(),
     nn.AdaptiveAvgPool2d: lambda call: call.inputs[0].numel(),
+    nn.AvgPool2d: lambda call: call.inputs[0].numel(),
+    SqueezeExcitation: lambda call: call.inputs[0].numel(),
+    ChannelGate: lambda call: 2 * call.inputs[0].numel(),
     PairwiseAttention: _pairwise,
     CrissCrossAttention: _criss_cross,
     CrissCross: _nothing,
@@ -259,6 +286,7 @@ The projections of DANet and ANN count twice.
 WITHOUT_MACS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._BatchNorm,
     nn.AdaptiveAvgPool2d,
+    nn.AvgPool2d,
     nn.GroupNorm,
     nn.Identity,
     nn.LayerNorm,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nlprobe.errors import CaptureError
-from nlprobe.probe.adapters import Capture, CrossCapture, PairwiseCapture
+from nlprobe.probe.adapters import Capture, CrossCapture, MaplessCapture, PairwiseCapture
 from nlprobe.probe.adapters.recompute import at_least_single, relative_error
 from nlprobe.stats import apply_map, cross_apply, softmax_apply
 
@@ -88,6 +88,8 @@ def check(audit: SiteAudit, capture: Capture) -> None:
         errors["A·V"] = relative_error(cross_apply(capture.query, capture.key, capture.value), capture.context)
     else:
         tensors = [capture.x]
+    if isinstance(capture, MaplessCapture):
+        audit.not_counted = list(capture.not_counted)
     dtypes = [tensor.dtype for tensor in tensors]
     if isinstance(capture, PairwiseCapture) and capture.dtype is not None:
         dtypes.append(capture.dtype)

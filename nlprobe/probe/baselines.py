@@ -9,16 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from nlprobe.blocks import (
+    CBAM,
     AsymmetricFusion,
     AsymmetricPyramid,
     ChannelAttention,
     ContextBlock,
     CrissCross,
     Disentangled,
+    GatherExcite,
     NonLocal,
     ObjectContext,
     PointWiseBranch,
     PositionAttention,
+    SqueezeExcitation,
     build_block,
 )
 from nlprobe.errors import ConfigError
@@ -29,6 +32,7 @@ DRAWS = 5
 W_Z_STD = 0.01
 
 OPERATORS = (
+    CBAM,
     AsymmetricFusion,
     AsymmetricPyramid,
     ChannelAttention,
@@ -49,6 +53,9 @@ REDRAWABLE = (
     "object_context",
     "asymmetric_pyramid",
     "asymmetric_fusion",
+    "squeeze_excitation",
+    "cbam",
+    "gather_excite",
 )
 """The kinds of block that `redraw` knows."""
 
@@ -128,9 +135,11 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
     Criss-cross and point-wise attention have no W_z: γ of the one is 1, and the other is drawn as it is.
 
     Raises:
-        ConfigError: the kind of block is not known.
+        ConfigError: the kind of block is not known, or it has no weights.
     """
-    parameter = next(block.parameters())
+    parameter = next(block.parameters(), None)
+    if parameter is None:
+        raise ConfigError(f"`{type(block).__name__}` has no weights to redraw", "use the null model init-all")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin: nn.Module
@@ -153,6 +162,10 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
                 nn.init.normal_(output.weight, std=W_Z_STD)
         elif isinstance(block, PointWiseBranch):
             twin = PointWiseBranch(block.width, block.direction, block.config)
+        elif isinstance(block, SqueezeExcitation):
+            twin = SqueezeExcitation(block.channels, block.config)
+        elif isinstance(block, GatherExcite):
+            twin = GatherExcite(block.channels, block.config)
         else:
             raise ConfigError(f"`{type(block).__name__}` cannot be redrawn", "use the null model init-all")
     return twin.to(parameter.device, parameter.dtype).train(block.training)

@@ -9,7 +9,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from nlprobe.errors import ConfigError
-from nlprobe.probe.adapters import Adapter, Capture, CrossCapture, PairwiseCapture, SingleMapCapture
+from nlprobe.probe.adapters import (
+    Adapter,
+    Capture,
+    CrossCapture,
+    MaplessCapture,
+    PairwiseCapture,
+    SingleMapCapture,
+)
 from nlprobe.probe.adapters.protocol import UnaryMap
 from nlprobe.probe.batches import SiteBatch
 from nlprobe.probe.capture import Probe
@@ -162,7 +169,7 @@ def attention_map(
 class _Drawing(Probe):
     """A probe that keeps what one forward call shows, in place of measuring it."""
 
-    seen: dict[str, tuple[Site, Capture]]
+    seen: dict[str, tuple[Site, PairwiseCapture | SingleMapCapture | CrossCapture]]
     call: int | None = None
     runs: int = 0
 
@@ -181,6 +188,8 @@ class _Drawing(Probe):
             raise ConfigError(
                 f"`{site.name}` attends within windows, and a map is drawn over a whole image", "choose another site"
             )
+        if isinstance(capture, MaplessCapture):
+            raise ConfigError(f"`{site.name}` has no map to draw: {capture.not_counted[0]}", "choose another site")
         # the audit of the next call goes by how many there were
         batch.calls.append([])
         self.runs = len(batch.calls)

@@ -1,9 +1,10 @@
 """One capture → the numbers of its records; every tensor that comes out has one value for each image."""
 
-from nlprobe.probe.adapters import Capture, CrossCapture, SingleMapCapture
+from nlprobe.probe.adapters import Capture, CrossCapture, MaplessCapture, SingleMapCapture
 from nlprobe.probe.cross import measure_cross
 from nlprobe.probe.measurement import Measured, Wanted
 from nlprobe.probe.pairwise import measure_pairwise
+from nlprobe.probe.rows import measure_rows
 from nlprobe.probe.single_map import measure_single_map
 
 
@@ -22,4 +23,8 @@ def measure(capture: Capture, wanted: Wanted, *, site: str, prefix: int, images:
         return measure_single_map(capture, wanted.quantities, centres)
     if isinstance(capture, CrossCapture):
         return measure_cross(capture, wanted, centres, prefix)
+    if isinstance(capture, MaplessCapture):
+        rows = {"input": capture.x, "output": capture.output}
+        size = {"n_queries": capture.x.shape[1], "n_keys": 0, "groups": 1}
+        return measure_rows(rows, size, wanted.quantities, centres)
     return measure_pairwise(capture, wanted, centres, prefix, images)

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from nlprobe.blocks import (
+    CBAM,
     AsymmetricPyramid,
     AsymmetricPyramidConfig,
+    CBAMConfig,
     ChannelAttention,
     ChannelAttentionConfig,
     ContextBlock,
@@ -19,6 +21,8 @@ from nlprobe.blocks import (
     CrissCrossConfig,
     Disentangled,
     DisentangledConfig,
+    GatherExcite,
+    GatherExciteConfig,
     NonLocal,
     NonLocalConfig,
     ObjectContext,
@@ -27,6 +31,8 @@ from nlprobe.blocks import (
     PointWiseConfig,
     PositionAttention,
     PositionAttentionConfig,
+    SqueezeExcitation,
+    SqueezeExcitationConfig,
     block_config,
     build_block,
 )
@@ -43,6 +49,9 @@ BUILT = [
     (ChannelAttentionConfig(False), ChannelAttention),
     (ObjectContextConfig.original(), ObjectContext),
     (AsymmetricPyramidConfig(pyramid=(1, 2)), AsymmetricPyramid),
+    (SqueezeExcitationConfig(4, bias=False), SqueezeExcitation),
+    (CBAMConfig.timm(), CBAM),
+    (GatherExciteConfig("theta_plus", size=(6, 5), reduction=4), GatherExcite),
 ]
 
 
@@ -60,6 +69,10 @@ def test_a_configuration_survives_json_and_builds_its_block(config: BlockConfig,
 def test_a_block_that_pools_over_images_is_not_built_for_videos() -> None:
     with pytest.raises(ConfigError, match="`asymmetric_pyramid` pools over images, not over 3 dimensions"):
         build_block("asymmetric_pyramid", 8, 3, {})
+    with pytest.raises(ConfigError, match="`cbam` convolves over images, not over 3 dimensions"):
+        build_block("cbam", 8, 3, {})
+    with pytest.raises(ConfigError, match="`gather_excite` gathers over images, not over 1 dimensions"):
+        build_block("gather_excite", 8, 1, {})
 
 
 def test_a_block_must_be_known_and_named() -> None:
@@ -119,6 +132,16 @@ WRONG = {
     'PointWiseConfig(fusion="scale")': "unknown value for `fusion` of the block `point_wise`: `scale`",
     "PointWiseConfig(mask_height=0)": "`mask_height` of the block `point_wise` is `0`",
     'CrissCrossConfig(zero_init="no")': "`zero_init` of the block `criss_cross` is `'no'`",
+    "SqueezeExcitationConfig(reduction=0)": "`reduction` of the block `squeeze_excitation` is `0`",
+    'SqueezeExcitationConfig(bias="no")': "`bias` of the block `squeeze_excitation` is `'no'`",
+    'CBAMConfig(order="max")': "unknown value for `order` of the block `cbam`: `max`",
+    "CBAMConfig(kernel_size=4)": "`kernel_size` of the block `cbam` is `4`\nit must be odd",
+    "CBAMConfig(momentum=0)": "`momentum` of the block `cbam` is `0`",
+    'GatherExciteConfig("plus")': "unknown value for `variant` of the block `gather_excite`: `plus`",
+    "GatherExciteConfig(extent=3)": "`extent` of the block `gather_excite` is `3`\nuse `global`, 2, 4 or 8",
+    "GatherExciteConfig(extent=True)": "`extent` of the block `gather_excite` is `True`",
+    'GatherExciteConfig("theta", size=(14, 0))': "`size` of the block `gather_excite` is `0`",
+    'GatherExciteConfig("theta", size=14)': "`size` is `14`\ngive height and width",
     'PairwiseAttention("softmax")': "unknown instantiation `softmax`",
 }
 

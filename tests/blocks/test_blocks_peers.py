@@ -6,10 +6,21 @@ import mmcv.cnn
 import pytest
 import timm.layers
 import torch
+import torchvision.ops
 from blocks_reference import relative_error
+from timm.layers.cbam import CbamModule
 from torch import Tensor, nn
 
-from nlprobe.blocks import ContextBlock, ContextConfig, NonLocal, NonLocalConfig
+from nlprobe.blocks import (
+    CBAM,
+    CBAMConfig,
+    ContextBlock,
+    ContextConfig,
+    NonLocal,
+    NonLocalConfig,
+    SqueezeExcitation,
+    SqueezeExcitationConfig,
+)
 
 MMCV_MODES = {
     "gaussian": "gaussian",
@@ -165,3 +176,62 @@ def test_timm_global_context(pooling: str, fusion: str) -> None:
         state[f"mask.{rest[0]}" if root == "conv_attn" else f"transform.{parts[rest[0]]}.{rest[1]}"] = tensor
     load(ours, state)
     compare(ours.double(), theirs.double(), torch.randn(2, 32, 5, 6).double(), 1e-10)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_timm_squeeze_excitation(bias: bool) -> None:
+    theirs = timm.layers.SEModule(32, rd_divisor=1, bias=bias)
+    randomise(theirs)
+    ours = SqueezeExcitation(32, SqueezeExcitationConfig(bias=bias))
+    parts = {"fc1": "reduce", "fc2": "expand"}
+    load(ours, {f"excite.{parts[name[:3]]}{name[3:]}": tensor for name, tensor in theirs.state_dict().items()})
+    compare(ours.double(), theirs.double(), torch.randn(2, 32, 5, 6).double(), 1e-10)
+
+
+def test_torchvision_squeeze_excitation() -> None:
+    theirs = torchvision.ops.SqueezeExcitation(32, 2)
+    randomise(theirs)
+    ours = SqueezeExcitation(32)
+    parts = {"fc1": "excite.reduce", "fc2": "excite.expand"}
+    load(ours, {f"{parts[name[:3]]}{name[3:]}": tensor for name, tensor in theirs.state_dict().items()})
+    compare(ours.double(), theirs.double(), torch.randn(2, 32, 5, 6).double(), 1e-10)
+
+
+def from_timm_cbam(theirs: nn.Module, *, flipped: bool) -> dict[str, Tensor]:
+    parts = {
+        "channel.fc1": "channel_gate.mlp.reduce",
+        "channel.fc2": "channel_gate.mlp.expand",
+        "spatial.conv.conv": "spatial_gate.conv",
+        "spatial.conv.bn": "spatial_gate.norm",
+    }
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        part, kind = name.rsplit(".", 1)
+        is_convolution = part == "spatial.conv.conv"
+        state[f"{parts[part]}.{kind}"] = tensor.flip(1) if flipped and is_convolution else tensor
+    return state
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("config", "flipped"),
+    [(CBAMConfig.timm(), False), (CBAMConfig(bias=False, momentum=0.1), True)],
+    ids=["their order", "the authors' order"],
+)
+def test_timm_cbam(config: CBAMConfig, flipped: bool, training: bool) -> None:
+    theirs = CbamModule(32)
+    randomise(theirs)
+    ours = CBAM(32, config)
+    load(ours, from_timm_cbam(theirs, flipped=flipped))
+    ours, theirs = ours.double().train(training), theirs.double().train(training)
+    compare(ours, theirs, torch.randn(2, 32, 5, 6).double(), 1e-10)
+    for name, tensor in from_timm_cbam(theirs, flipped=flipped).items():  # the running statistics too
+        assert torch.allclose(ours.state_dict()[name].double(), tensor.reshape(ours.state_dict()[name].shape).double())
+
+
+def test_timm_cbam_with_biases_in_the_mlp() -> None:
+    theirs = CbamModule(32, mlp_bias=True)
+    randomise(theirs)
+    ours = CBAM(32)
+    load(ours, from_timm_cbam(theirs, flipped=True))
+    compare(ours.double().eval(), theirs.double().eval(), torch.randn(2, 32, 5, 6).double(), 1e-10)

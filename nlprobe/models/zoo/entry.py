@@ -20,6 +20,7 @@ class ModelEntry:
         input_shape: Channels, height and width of the input for which costs are counted.
         paper: The rows of the paper's tables that print it, the most detailed table last.
         full_size: Of a miniature twin, the name of the model that it is the small version of.
+        remark: What is known of the printed cells that our count does not give, in a sentence.
     """
 
     name: str
@@ -30,3 +31,4 @@ class ModelEntry:
     input_shape: tuple[int, ...]
     paper: tuple[PaperRow, ...] = ()
     full_size: str | None = None
+    remark: str = ""

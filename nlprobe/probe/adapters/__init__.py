@@ -2,14 +2,23 @@
 
 from nlprobe.probe.adapters.asymmetric import AsymmetricAdapter
 from nlprobe.probe.adapters.attention_module import AttentionModule, Call
-from nlprobe.probe.adapters.context import ContextAdapter
+from nlprobe.probe.adapters.context import ContextAdapter, SqueezeExcitationAdapter
 from nlprobe.probe.adapters.criss_cross import CrissCrossAdapter
 from nlprobe.probe.adapters.disentangled import DisentangledAdapter
 from nlprobe.probe.adapters.dual import ChannelAttentionAdapter, PositionAttentionAdapter
+from nlprobe.probe.adapters.gates import CBAMAdapter, GatherExciteAdapter
 from nlprobe.probe.adapters.non_local import NonLocalAdapter
 from nlprobe.probe.adapters.object_context import ObjectContextAdapter
 from nlprobe.probe.adapters.point_wise import PointWiseAdapter
-from nlprobe.probe.adapters.protocol import Adapter, Capture, CrossCapture, Deliver, PairwiseCapture, SingleMapCapture
+from nlprobe.probe.adapters.protocol import (
+    Adapter,
+    Capture,
+    CrossCapture,
+    Deliver,
+    MaplessCapture,
+    PairwiseCapture,
+    SingleMapCapture,
+)
 from nlprobe.probe.adapters.timm_attention import TIMM_ADAPTERS
 from nlprobe.probe.adapters.torch_attention import TORCH_ADAPTERS
 from nlprobe.probe.adapters.transformers_attention import TRANSFORMERS_ADAPTERS
@@ -24,6 +33,9 @@ ADAPTERS: tuple[Adapter, ...] = (
     ObjectContextAdapter(),
     AsymmetricAdapter(),
     PointWiseAdapter(),
+    SqueezeExcitationAdapter(),
+    CBAMAdapter(),
+    GatherExciteAdapter(),
     *TORCH_ADAPTERS,
     *TIMM_ADAPTERS,
     *TRANSFORMERS_ADAPTERS,
@@ -34,14 +46,18 @@ __all__ = [
     "ADAPTERS",
     "Adapter",
     "AttentionModule",
+    "CBAMAdapter",
     "Call",
     "Capture",
     "ContextAdapter",
     "CrissCrossAdapter",
     "CrossCapture",
     "Deliver",
+    "GatherExciteAdapter",
+    "MaplessCapture",
     "NonLocalAdapter",
     "PairwiseCapture",
     "PointWiseAdapter",
     "SingleMapCapture",
+    "SqueezeExcitationAdapter",
 ]

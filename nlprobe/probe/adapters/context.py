@@ -1,4 +1,4 @@
-"""Adapter for our own `ContextBlock`: SNL, GC and SE, whose one map serves all queries."""
+"""Adapters for our own blocks whose one map serves all queries: `ContextBlock` (SNL, GC) and `SqueezeExcitation`."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nlprobe.blocks import ContextBlock
+from nlprobe.blocks import ContextBlock, SqueezeExcitation
 from nlprobe.errors import CaptureError
 from nlprobe.probe.adapters.protocol import Deliver, SingleMapCapture
 from nlprobe.probe.adapters.recompute import at_least_single, linear, relative_error, rows_of
@@ -37,53 +37,85 @@ class ContextAdapter:
     def attach(self, module: nn.Module, deliver: Deliver, watch: Watch) -> list[RemovableHandle]:
         """Hook the block, its mask and its transform."""
         assert isinstance(module, ContextBlock)
-        block = module
-        call = _Call()
+        return _attach(module, module.mask, module.transform, module.config.fusion == "add", deliver)
 
-        def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            call.logits = call.pooled = call.transformed = None
 
-        def mask(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> None:
-            call.logits = logits.detach().squeeze(-1)
+class SqueezeExcitationAdapter:
+    """The same for `SqueezeExcitation`: its one map is flat, the mean over positions, and its fusion scales.
 
-        def transform(_: nn.Module, args: tuple[Tensor, ...], transformed: Tensor) -> None:
-            call.pooled, call.transformed = args[0].detach(), transformed.detach()
+    `att` is 0 by construction; `output` = x · (gate − 1) depends on the query through x alone.
+    """
 
-        def end(_: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
-            logits, pooled, transformed = call.logits, call.pooled, call.transformed
-            call.logits = call.pooled = call.transformed = None
-            if pooled is None or transformed is None or (block.mask is not None and logits is None):
-                raise CaptureError(
-                    "a `ContextBlock` ran without calling its mask or its transform",
-                    "its forward was replaced; call `block.mask` and `block.transform`, or leave the site out",
-                )
-            with torch.no_grad():
-                deliver(_capture(block, args[0].detach(), z.detach(), logits, pooled, transformed))
+    def matches(self, module: nn.Module) -> bool:
+        """Whether `module` is a `SqueezeExcitation` block."""
+        return isinstance(module, SqueezeExcitation)
 
-        handles = [
-            block.register_forward_pre_hook(begin),
-            block.transform.register_forward_hook(transform),
-            block.register_forward_hook(end),
-        ]
-        if block.mask is not None:
-            handles.append(block.mask.register_forward_hook(mask))
-        return handles
+    def describe(self, module: nn.Module) -> tuple[str, dict[str, object]]:
+        """Its settings."""
+        assert isinstance(module, SqueezeExcitation)
+        return module.config.block, {"channels": module.channels} | dict(module.config.as_dict())
+
+    def attach(self, module: nn.Module, deliver: Deliver, watch: Watch) -> list[RemovableHandle]:
+        """Hook the block and its bottleneck."""
+        assert isinstance(module, SqueezeExcitation)
+        return _attach(module, None, module.excite, False, deliver)
+
+
+def _attach(
+    block: nn.Module, mask: nn.Linear | None, transform: nn.Module, additive: bool, deliver: Deliver
+) -> list[RemovableHandle]:
+    """Hook a block, the linear layer that makes its logits, if any, and what turns the context into t."""
+    call = _Call()
+
+    def begin(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        call.logits = call.pooled = call.transformed = None
+
+    def see_logits(_: nn.Module, args: tuple[Tensor, ...], logits: Tensor) -> None:
+        call.logits = logits.detach().squeeze(-1)
+
+    def see_context(_: nn.Module, args: tuple[Tensor, ...], transformed: Tensor) -> None:
+        call.pooled, call.transformed = args[0].detach(), transformed.detach()
+
+    def end(_: nn.Module, args: tuple[Tensor, ...], z: Tensor) -> None:
+        logits, pooled, transformed = call.logits, call.pooled, call.transformed
+        call.logits = call.pooled = call.transformed = None
+        if pooled is None or transformed is None or (mask is not None and logits is None):
+            raise CaptureError(
+                f"a `{type(block).__name__}` ran without calling its parts",
+                "its forward was replaced; call the modules that it is made of, or leave the site out",
+            )
+        with torch.no_grad():
+            deliver(_capture(mask, additive, args[0].detach(), z.detach(), logits, pooled, transformed))
+
+    handles = [
+        block.register_forward_pre_hook(begin),
+        transform.register_forward_hook(see_context),
+        block.register_forward_hook(end),
+    ]
+    if mask is not None:
+        handles.append(mask.register_forward_hook(see_logits))
+    return handles
 
 
 def _capture(
-    block: ContextBlock, x: Tensor, z: Tensor, logits: Tensor | None, pooled: Tensor, transformed: Tensor
+    mask: nn.Linear | None,
+    additive: bool,
+    x: Tensor,
+    z: Tensor,
+    logits: Tensor | None,
+    pooled: Tensor,
+    transformed: Tensor,
 ) -> SingleMapCapture:
     rows = rows_of(x)
-    additive = block.config.fusion == "add"
     wide = at_least_single(rows)
     gate = at_least_single(transformed).unsqueeze(1)  # (B, 1, C)
 
     def errors() -> dict[str, float]:
         found = {}
-        if logits is None or block.mask is None:
+        if logits is None or mask is None:
             expected = wide.mean(1)
         else:
-            found["W_k"] = relative_error(linear(wide, block.mask).squeeze(-1), logits)
+            found["W_k"] = relative_error(linear(wide, mask).squeeze(-1), logits)
             weights = torch.softmax(at_least_single(logits), -1)
             expected = torch.einsum("bn,bnc->bc", weights, wide)
         found["A·V"] = relative_error(expected, pooled)
@@ -92,7 +124,7 @@ def _capture(
 
     return SingleMapCapture(
         x=rows,
-        output=None if additive else wide * torch.sigmoid(gate) - wide,
+        output=None if additive else -wide * torch.sigmoid(-gate),  # x·σ − x without the cancellation
         shift=transformed if additive else None,
         logits=logits,
         query_grid=tuple(x.shape[2:]),

@@ -213,7 +213,36 @@ class CrossCapture:
         return tuple(self.query.shape[1:3])
 
 
-Capture = PairwiseCapture | SingleMapCapture | CrossCapture
+@dataclass(frozen=True)
+class MaplessCapture:
+    """One call of a block that has no attention map (CBAM, gather-excite): what entered it and what left it.
+
+    Attributes:
+        x: The block's input as rows.
+        output: z − x as rows.
+        query_grid: Spatial sizes.
+        errors: As in `PairwiseCapture`.
+        not_counted: Why there is no map, in words.
+    """
+
+    x: Float[Tensor, "b n c"]
+    output: Float[Tensor, "b n c"]
+    query_grid: tuple[int, ...]
+    errors: Callable[[], dict[str, float]] = field(repr=False)
+    not_counted: tuple[str, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.x.device
+
+    @property
+    def sets(self) -> int:
+        """Images."""
+        return self.x.shape[0]
+
+
+Capture = PairwiseCapture | SingleMapCapture | CrossCapture | MaplessCapture
 Deliver = Callable[[Capture], None]
 
 
