@@ -48,6 +48,13 @@ def test_the_table_stars_cells_that_differ_and_says_why(capsys: pytest.CaptureFi
     assert "Not counted: AdaptiveAvgPool2d, add, BatchNorm2d" in out
 
 
+def test_cells_that_differ_come_with_what_is_known_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["zoo", "--table", "9"]) == 0
+    out = capsys.readouterr().out
+    assert "* imagenet/resnet50-se: without the biases of its two linear layers it would have 28.072 M" in out
+    assert [record["remark"] is not None for record in records(capsys, "--table", "9")] == [False, True, True, False]
+
+
 def test_names_are_chosen_by_pattern_or_by_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert {record["name"] for record in records(capsys, "imagenet/*-nl-d*")} == {"imagenet/resnet50-nl-dot"}
     assert {record["name"] for record in records(capsys, "snl", "avg-add", "--task", "classification")} == {

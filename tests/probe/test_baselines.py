@@ -6,7 +6,17 @@ import torch
 from probe_reference import brute_avg_dist, brute_block
 
 import nlprobe
-from nlprobe.blocks import ContextBlock, ContextConfig, NonLocal, NonLocalConfig
+from nlprobe.blocks import (
+    CBAM,
+    ContextBlock,
+    ContextConfig,
+    GatherExcite,
+    GatherExciteConfig,
+    NonLocal,
+    NonLocalConfig,
+    SqueezeExcitation,
+)
+from nlprobe.errors import ConfigError
 from nlprobe.probe.baselines import redraw
 
 
@@ -52,3 +62,19 @@ def test_drawing_twins_changes_neither_the_model_nor_the_random_state() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert not block._forward_hooks
     assert not block._forward_pre_hooks
+
+
+def test_blocks_that_scale_are_redrawn_as_new_ones_whose_gates_do_something() -> None:
+    blocks = [SqueezeExcitation(16), CBAM(16), GatherExcite(16, GatherExciteConfig("theta", size=(5, 6)))]
+    for block in blocks:
+        twin = redraw(block.double().eval(), 3)
+        assert type(twin) is type(block)
+        assert next(twin.parameters()).dtype == torch.float64
+        assert not torch.equal(next(twin.parameters()), next(block.parameters()))
+        assert torch.equal(next(twin.parameters()), next(redraw(block, 3).parameters()))
+    assert torch.equal(redraw(CBAM(16), 3).spatial_gate.norm.weight, torch.ones(1))
+
+
+def test_a_block_without_weights_is_no_null_model_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"`GatherExcite` has no weights to redraw\nuse the null model init-all"):
+        redraw(GatherExcite(16), 0)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from nlprobe.blocks import NonLocalConfig
+from nlprobe.blocks import CBAMConfig, GatherExciteConfig, NonLocalConfig, SqueezeExcitationConfig
 from nlprobe.errors import ConfigError
 from nlprobe.models import build, entry, names, paper_distances, rows
 
 TABLE_1 = {"baseline", "Gaussian", "E-Gaussian", "Dot product", "Concat"}
 TABLE_8A = {"baseline", "+1 NL", "+1 SNL", "+1 GC", "+all GC"}
 TABLE_8B = {"baseline", "avg+scale", "avg+add", "att+scale", "att+add"}
+TABLE_9 = {"baseline", "SENet", "CBAM", "GCNet"}
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,7 @@ TABLE_8B = {"baseline", "avg+scale", "avg+add", "att+scale", "att+add"}
         ("3", {"E-Gaussian", "Gaussian"}),
         ("8a", TABLE_8A),
         ("8b", TABLE_8B),
+        ("9", TABLE_9),
     ],
 )
 def test_every_imagenet_row_of_the_table_has_a_model(table: str, labels: set[str]) -> None:
@@ -86,6 +88,32 @@ def test_the_blocks_have_the_papers_settings_at_the_papers_sites() -> None:
     everywhere = entry("imagenet/resnet50-gc-all").config.sites()
     assert len(everywhere) == 4 + 6 + 3
     assert all(site.endswith(":after_1x1") for site in everywhere)
+
+
+def test_the_blocks_of_others_stand_in_every_residual_block_of_all_stages() -> None:
+    for suffix, block in (("se", SqueezeExcitationConfig()), ("cbam", CBAMConfig())):
+        config = entry(f"imagenet/resnet50-{suffix}").config
+        assert len(config.sites()) == 3 + 4 + 6 + 3
+        assert all(site.endswith(":after_1x1") for site in config.sites())
+        assert all(insertion.block == block for insertion in config.insertions)
+
+
+@pytest.mark.parametrize(
+    "name, sides", [("imagenet/resnet50", (56, 28, 14, 7)), ("miniature-imagenet/resnet", (32, 16, 8, 4))]
+)
+def test_gather_excite_is_made_for_the_maps_of_its_stage(name: str, sides: tuple[int, ...]) -> None:
+    for variant in ("theta", "theta_plus"):
+        insertions = entry(f"{name}-ge-{variant.replace('_', '-')}").config.insertions
+        assert [insertion.block for insertion in insertions] == [
+            GatherExciteConfig(variant, size=(side, side)) for side in sides
+        ]
+    assert {each.block for each in entry(f"{name}-ge-theta-minus").config.insertions} == {GatherExciteConfig()}
+
+
+def test_a_network_made_for_one_size_says_so_of_another() -> None:
+    network = build("miniature-imagenet/resnet-ge-theta", seed=0).eval()
+    with pytest.raises(ConfigError, match="was made for maps of 32 x 32 and got 40 x 40"):
+        network(torch.randn(1, 3, 160, 160))
 
 
 def test_every_model_has_a_recipe_and_a_task() -> None:
