@@ -189,7 +189,9 @@ class _Drawing(Probe):
                 f"`{site.name}` attends within windows, and a map is drawn over a whole image", "choose another site"
             )
         if isinstance(capture, MaplessCapture):
-            raise ConfigError(f"`{site.name}` has no map to draw: {capture.not_counted[0]}", "choose another site")
+            raise ConfigError(
+                f"`{site.name}` has no map to draw: {capture.not_counted[0]}", "`stats` measures its input and output"
+            )
         # the audit of the next call goes by how many there were
         batch.calls.append([])
         self.runs = len(batch.calls)

@@ -166,6 +166,8 @@ def _notes(summaries: Sequence[SiteSummary], one_site: bool) -> list[str]:
         windows = _range([summary.groups for summary in summaries])
         where = "per image" if windows == "1" else f"in each of the {windows} windows of an image"
         notes.append(f"{queries} queries and {keys} keys {where}.")
+    if any(summary.n_keys[0] == 0 for summary in summaries):
+        notes.append("Where there are no keys, the block has no attention map.")
     if any(summary.n_queries[0] == 1 for summary in summaries):
         notes.append("Where there is one query only, its distances are 0.")
     for positions in dict.fromkeys(summary.positions for summary in summaries):

@@ -195,3 +195,10 @@ def test_metrics_have_columns_where_they_were_measured() -> None:
 
 def test_no_summaries_make_an_empty_table() -> None:
     assert distance_table([]).rows == ()
+
+
+def test_a_block_without_keys_is_said_to_have_no_map() -> None:
+    words = "Where there are no keys, the block has no attention map."
+    assert words not in distance_table([summary()]).notes
+    gate = dataclasses.replace(summary(), n_keys=(0, 0), quantities={"input": Estimate(0.1, 0.1, 0.1, 50)}, columns={})
+    assert words in distance_table([summary(), gate]).notes
