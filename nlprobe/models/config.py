@@ -1,6 +1,6 @@
 """The numbers that make a residual network, and the published architectures by name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -141,24 +141,41 @@ class ResNetConfig:
         Raises:
             ConfigError: an unknown key, with close matches, or a value that is not understood.
         """
-        settings = dict(settings)
-        architecture = settings.pop("architecture", "resnet")
-        if architecture != "resnet":
-            raise ConfigError(f"`{architecture}` is not the architecture `resnet`", "read it with models.build")
-        defaults = {field.name: field.default for field in fields(cls)}
-        for name in settings:
-            if name not in defaults:
-                raise unknown("setting of a residual network", name, defaults)
+        whole = dict(settings)
         for name in ("layers", "insertions"):
-            if name in settings:
-                settings[name] = tuple(settings[name])
-        for name, value in settings.items():
-            if type(value) is not type(defaults[name]):
-                raise ConfigError(
-                    f"`{name}` of a residual network cannot be `{value!r}`", f"default: {defaults[name]!r}"
-                )
-        settings["insertions"] = tuple(Insertion.from_dict(each) for each in settings.get("insertions", ()))
-        return cls(**settings)
+            if name in whole:
+                whole[name] = tuple(whole[name])
+        known = fitting_settings(cls, whole, "resnet", "a residual network")
+        known["insertions"] = tuple(Insertion.from_dict(each) for each in known.get("insertions", ()))
+        return cls(**known)
+
+
+def fitting_settings(
+    config: type[Any], settings: Mapping[str, Any], architecture: str, what: str, nested: Collection[str] = ()
+) -> dict[str, Any]:
+    """The settings of a configuration class that `settings` describe, with the types of their defaults.
+
+    Args:
+        config: The frozen dataclass.
+        settings: By name; `architecture` is left out of what is returned.
+        architecture: What that has to be, if it is there.
+        what: What the class configures, for messages.
+        nested: Names of settings that are configurations themselves, whose types are not compared.
+
+    Raises:
+        ConfigError: another architecture, an unknown key, with close matches, or a value of another type.
+    """
+    settings = dict(settings)
+    given = settings.pop("architecture", architecture)
+    if given != architecture:
+        raise ConfigError(f"`{given}` is not the architecture `{architecture}`", "read it with models.build")
+    defaults = {field.name: field.default for field in fields(config)}
+    for name, value in settings.items():
+        if name not in defaults:
+            raise unknown(f"setting of {what}", name, defaults)
+        if name not in nested and type(value) is not type(defaults[name]):
+            raise ConfigError(f"`{name}` of {what} cannot be `{value!r}`", f"default: {defaults[name]!r}")
+    return settings
 
 
 ARCHITECTURES = {

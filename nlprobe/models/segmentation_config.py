@@ -7,7 +7,7 @@ from typing import Any
 from nlprobe.blocks import PointWiseConfig, block_config
 from nlprobe.blocks.settings import BlockConfig, unknown
 from nlprobe.errors import ConfigError
-from nlprobe.models.config import ResNetConfig
+from nlprobe.models.config import ResNetConfig, fitting_settings
 
 DILATED = ResNetConfig(stem="deep", output_stride=8, dilate_first=True, classes=0)
 
@@ -96,24 +96,12 @@ class SegmentationConfig:
         Raises:
             ConfigError: an unknown key, with close matches, or a value that is not understood.
         """
-        settings = dict(settings)
-        architecture = settings.pop("architecture", "segmentation")
-        if architecture != "segmentation":
-            raise ConfigError(f"`{architecture}` is not the architecture `segmentation`", "read it with models.build")
-        defaults = {field.name: field.default for field in fields(cls)}
-        for name in settings:
-            if name not in defaults:
-                raise unknown("setting of a segmentation network", name, defaults)
-        if "backbone" in settings:
-            settings["backbone"] = ResNetConfig.from_dict(settings["backbone"])
-        if settings.get("context") is not None:
-            settings["context"] = block_config(settings["context"])
-        for name, value in settings.items():
-            if name not in ("backbone", "context") and type(value) is not type(defaults[name]):
-                raise ConfigError(
-                    f"`{name}` of a segmentation network cannot be `{value!r}`", f"default: {defaults[name]!r}"
-                )
-        return cls(**settings)
+        known = fitting_settings(cls, settings, "segmentation", "a segmentation network", ("backbone", "context"))
+        if "backbone" in known:
+            known["backbone"] = ResNetConfig.from_dict(known["backbone"])
+        if known.get("context") is not None:
+            known["context"] = block_config(known["context"])
+        return cls(**known)
 
     def with_insertions(self, insertions: tuple[Any, ...]) -> "SegmentationConfig":
         """The same with other blocks in the backbone."""

@@ -1,6 +1,6 @@
 """Image classification: cross-entropy, top-1 and top-5."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn import functional
 from nlprobe.data import Batch, Batches, ImageDataset
 from nlprobe.errors import DataError
 from nlprobe.processes import ALONE, Processes
+from nlprobe.training.image_task import ImageTask, onto
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.task import Loss, Stop
 
@@ -108,7 +109,7 @@ def _scores(
                         f"`{batch.ids[0]}` and the others have no labels",
                         "accuracy needs a folder for each class",
                     )
-                images, labels = _onto(batch, device, memory_format)
+                images, labels = onto(batch, device, memory_format)
                 logits = model(images).float()
                 classes = logits.shape[1]
                 ids += batch.ids
@@ -129,7 +130,7 @@ def _refuse_nothing(scores: Scores) -> Scores:
     return scores
 
 
-class Classification:
+class Classification(ImageTask):
     """The task of `recipe.task` "classification"; see `training.task.Task`."""
 
     monitor = "top1"
@@ -142,25 +143,12 @@ class Classification:
         device: torch.device,
         processes: Processes = ALONE,
     ) -> None:
-        self._training, self._validation, self._device, self._processes = training, validation, device, processes
+        super().__init__(training, validation, recipe, device, processes)
         self._smoothing = recipe.label_smoothing
-        self._memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-
-    def steps_per_epoch(self) -> int:
-        """Number of training batches in an epoch, over all processes."""
-        return len(self._training)
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """This process's training batches of an epoch from step `start` on."""
-        return self._training.epoch(epoch, start)
-
-    def names(self, batch: Batch) -> list[str]:
-        """Names of the batch's images."""
-        return batch.ids
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Cross-entropy, and the number of top-1 hits."""
-        images, labels = _onto(batch, self._device, self._memory_format)
+        images, labels = onto(batch, self._device, self._memory_format)
         logits = model(images)
         mean = functional.cross_entropy(logits, labels, label_smoothing=self._smoothing)
         return Loss(mean, len(batch.ids), {"top1": (logits.detach().argmax(1) == labels).sum()})
@@ -209,9 +197,3 @@ def check_data(training: ImageDataset, validation: ImageDataset, batch_size: int
             "one of them only",
             "both need the same class folders",
         )
-
-
-def _onto(batch: Batch, device: torch.device, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
-    assert batch.labels is not None
-    images = batch.images.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-    return images, batch.labels.to(device, non_blocking=True)

@@ -1,6 +1,6 @@
 """Semantic segmentation: cross-entropy of every pixel, and mean intersection over union."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from nlprobe.data import IGNORED, Batch, Batches, ImageDataset, LabelMapDataset
 from nlprobe.errors import DataError
 from nlprobe.processes import ALONE, Processes
 from nlprobe.training.confusion import SegmentationScores, confusion_matrices
+from nlprobe.training.image_task import ImageTask, onto
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.segmentation_inference import WHOLE, Inference
 from nlprobe.training.segmentation_recipes import SegmentationRecipe
@@ -50,7 +51,8 @@ def evaluate_segmentation(
     try:
         with torch.inference_mode():
             for batch in batches:
-                images, labels = _onto(batch, device, memory_format)
+                _refuse_without_maps(batch)
+                images, labels = onto(batch, device, memory_format)
                 logits = inference.logits(model, images)
                 predicted = logits.argmax(1)
                 keep(batch.ids, predicted)
@@ -87,7 +89,7 @@ def hard_pixels(
         return ((own <= hardest) | (own < threshold)).view_as(labels) & labelled
 
 
-class Segmentation:
+class Segmentation(ImageTask):
     """The task of `recipe.task` "segmentation"; see `training.task.Task`."""
 
     monitor = "miou"
@@ -101,29 +103,17 @@ class Segmentation:
         processes: Processes = ALONE,
     ) -> None:
         assert isinstance(recipe, SegmentationRecipe)
-        self._training, self._validation, self._device, self._processes = training, validation, device, processes
+        super().__init__(training, validation, recipe, device, processes)
         self._recipe = recipe
         self._inference = inference_of(recipe)
-        self._memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-
-    def steps_per_epoch(self) -> int:
-        """Number of training batches in an epoch, over all processes."""
-        return len(self._training)
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """This process's training batches of an epoch from step `start` on."""
-        return self._training.epoch(epoch, start)
-
-    def names(self, batch: Batch) -> list[str]:
-        """Names of the batch's images."""
-        return batch.ids
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The cross-entropy of the head, and by their weights those of the auxiliary head and others.
 
         The mean over images of the mean over an image's labelled pixels; an image without any counts 0.
         """
-        images, labels = _onto(batch, self._device, self._memory_format)
+        _refuse_without_maps(batch)
+        images, labels = onto(batch, self._device, self._memory_format)
         found = model(images)
         total = images.new_zeros(())
         for name, logits in found.items():
@@ -200,8 +190,6 @@ def _image_means(values: Float[Tensor, "b h w"], counted: Bool[Tensor, "b h w"])
     return values.where(counted, 0).sum((1, 2)) / counted.sum((1, 2))
 
 
-def _onto(batch: Batch, device: torch.device, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
+def _refuse_without_maps(batch: Batch) -> None:
     if batch.labels is None:
         raise DataError(f"`{batch.ids[0]}` and the others have no maps of classes", "give a data set that has them")
-    images = batch.images.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-    return images, batch.labels.to(device, non_blocking=True)
