@@ -4,7 +4,7 @@ import hashlib
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nlprobe.probe import InitBlock, Probe, Site, SiteAudit, init_block, probe
 from nlprobe.probe.adapters import Adapter
 from nlprobe.probe.measurement import Precision
 from nlprobe.probe.sites import SiteSelection
+from nlprobe.processes import ALONE, Processes, StoppedError
 from nlprobe.stats.intervals import Estimate, paired_difference
 from nlprobe.stats.records import QUANTITIES
 from nlprobe.stats.summary import SiteSummary, heads_of, mean_over_draws, per_image, summarise
@@ -26,8 +27,9 @@ from nlprobe.stats.summary import SiteSummary, heads_of, mean_over_draws, per_im
 Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
 """What one forward call takes: its only argument, arguments by name, or arguments in order."""
 
-Batches = Callable[[int], Iterable[tuple[Inputs, Sequence[str]]]]
-"""A fresh pass over the data from batch number `start` on: the inputs of a forward call and its images' names."""
+Batches = Callable[[int, int], Iterable[tuple[Inputs, Sequence[str]]]]
+"""A fresh pass over every `step`-th batch of the data from number `start` on: the inputs of a forward call and the
+names of its images, without any where nothing of a batch can be read."""
 
 Rectangle = tuple[slice, slice]
 """Queries × keys."""
@@ -56,7 +58,7 @@ class Journal:
             return 0
         saved = torch.load(path, weights_only=True, map_location="cpu")
         for one, state in zip(probes, saved["probes"], strict=True):
-            one.restore(state)
+            one.absorb(state)
         return int(saved["batches"])
 
     def save(self, name: str, probes: Sequence[Probe], batches: int, *, now: bool = False) -> None:
@@ -113,8 +115,12 @@ def measure_network(
     device: torch.device | str = "cpu",
     journal: Journal | None = None,
     adapters: Sequence[Adapter] = (),
+    processes: Processes = ALONE,
 ) -> list[Measured]:
     """Probe a network over a data set.
+
+    Several processes share out the batches. What they find is put together in the order of the data, so it has the
+    same bits for any number of them, if each has as many threads.
 
     Args:
         model: The network; it is put into evaluation mode.
@@ -135,37 +141,40 @@ def measure_network(
         device: Where to compute.
         journal: Keeps what is measured, and goes on from what it kept.
         adapters: Tried before the library's own, as for `nlprobe.probe`.
+        processes: This process among those that measure together; all of them have to call this.
 
     Returns:
-        The network's measurements, followed by those of `init-block` where asked for.
+        The network's measurements, followed by those of `init-block` where asked for; in process 0 only.
 
     Raises:
         DataError: no input came, or the network does not take it.
         CaptureError: the audit failed.
+        KeyboardInterrupt: on Ctrl-C; in several processes also on SIGTERM, after the batch in hand, which is kept.
     """
-    model = model.to(device).eval()
+    passes = _Passes(model.to(device).eval(), batches, device, journal, processes)
     view = _View(label, kind, seed, positions, by_head)
     asked: dict[str, Any] = {"metrics": tuple(metrics) or None, "prefix": prefix, "rectangle": rectangle}
     options = {name: value for name, value in asked.items() if value is not None}
-    centres = None
-    if centred:
+    options |= {"quantities": quantities, "precision": precision}
+
+    def means() -> dict[str, dict[str, Tensor]]:
         channels = set(quantities) & {"input", "key", "query", "output"}
         with probe(model, sites, quantities=channels or {"input"}, adapters=adapters) as first:
-            _run(model, [first], batches, device, journal, f"{_file_name(label)}-{kind}-centres")
-        centres = first.centres()
-    with ExitStack() as stack:
-        main = stack.enter_context(
-            probe(
-                model, sites, quantities=quantities, precision=precision, centres=centres, adapters=adapters, **options
-            )
-        )
-        null = stack.enter_context(init_block(main, draws=redraws, seed=seed)) if redraws else None
-        probes = [main, *(null.probes if null else [])]
-        _run(model, probes, batches, device, journal, f"{_file_name(label)}-{kind}")
-    measured = [_measured(main, view)]
-    if null is not None:
-        measured.append(_null_model(main, null, replace(view, kind="init-block")))
-    return measured
+            passes.run([first], f"{_file_name(label)}-{kind}-centres")
+        return passes.of_all(first.centres())
+
+    def measure() -> list[Measured]:
+        centres = means() if centred else None
+        with ExitStack() as stack:
+            main = stack.enter_context(probe(model, sites, centres=centres, adapters=adapters, **options))
+            null = stack.enter_context(init_block(main, draws=redraws, seed=seed)) if redraws else None
+            passes.run([main, *(null.probes if null else [])], f"{_file_name(label)}-{kind}")
+        if not processes.leads:
+            return []
+        redrawn = [_null_model(main, null, replace(view, kind="init-block"))] if null is not None else []
+        return [_measured(main, view), *redrawn]
+
+    return processes.together(measure)
 
 
 def differences(first: Measured, second: Measured, *, seed: int = 0) -> dict[str, Estimate]:
@@ -180,26 +189,61 @@ def differences(first: Measured, second: Measured, *, seed: int = 0) -> dict[str
     return found
 
 
-@torch.no_grad()
-def _run(
-    model: nn.Module,
-    probes: Sequence[Probe],
-    batches: Batches,
-    device: torch.device | str,
-    journal: Journal | None,
-    name: str,
-) -> None:
-    seen = journal.restore(name, probes) if journal else 0
-    for inputs, names in batches(seen):
-        with probes[0].images(names):
-            forward(model, inputs, device)
-        seen += 1
+@dataclass(frozen=True)
+class _Passes:
+    """Runs a network over the data, alone or in several processes; the probes of process 0 end up with everything."""
+
+    model: nn.Module
+    batches: Batches
+    device: torch.device | str
+    journal: Journal | None
+    processes: Processes
+
+    @torch.no_grad()
+    def run(self, probes: Sequence[Probe], name: str) -> None:
+        """One pass, from where the journal of that name left off."""
+        processes = self.processes
+        journal = self.journal if processes.leads else None
+        seen = processes.gather(journal.restore(name, probes) if journal else 0)[0]
+        try:
+            with closing(processes.in_step(self.batches(seen + processes.rank, processes.count))) as items:
+                for item in items:
+                    seen += self._round(item, probes)
+                    if journal:
+                        journal.save(name, probes, seen)
+        except StoppedError:
+            if journal:
+                journal.save(name, probes, seen, now=True)
+            raise
+        if not processes.leads:
+            return
+        if not any(audit.calls for audit in probes[0].audit()):
+            raise DataError(
+                "the data hold nothing that can be read", "check them: `nlprobe data check` reads every image"
+            )
         if journal:
-            journal.save(name, probes, seen)
-    if seen == 0:
-        raise DataError("the data hold nothing that can be read", "check them: `nlprobe data check` reads every image")
-    if journal:
-        journal.save(name, probes, seen, now=True)
+            journal.save(name, probes, seen, now=True)
+
+    def of_all(self, centres: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """The data-set means of process 0, which are those over all images, on the device of each process."""
+        if self.processes.count == 1:
+            return centres
+        found = self.processes.gather(_moved(centres, "cpu") if self.processes.leads else None)[0]
+        moved: dict[str, dict[str, Tensor]] = _moved(found, self.device)
+        return moved
+
+    def _round(self, item: tuple[Inputs, Sequence[str]] | None, probes: Sequence[Probe]) -> int:
+        """Show each process its batch, and let process 0 take in what came of them in order; the number of batches."""
+        if item is not None and len(item[1]):
+            with probes[0].images(item[1]):
+                forward(self.model, item[0], self.device)
+        # Only sums over whole batches travel, and process 0 has the first: so nothing depends on who had which.
+        states = [] if self.processes.leads else [one.take() for one in probes]
+        found = self.processes.gather_first(None if item is None else states if len(item[1]) else [])
+        for part in found:
+            for one, state in zip(probes, part or (), strict=False):
+                one.absorb(state)
+        return sum(part is not None for part in found)
 
 
 def _file_name(label: str) -> str:

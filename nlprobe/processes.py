@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,11 +13,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nlprobe.errors import ConfigError, NlprobeError
+from nlprobe.interruption import interruption_noted
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+CPU = torch.device("cpu")
 
 # Longer than any validation or checkpoint that the others wait for; a process that dies is noticed at once.
 _TIMEOUT = timedelta(minutes=60)
+_RESUME = "the run can go on from its last state by --resume"
+_END = object()
 _LOST = re.compile(r"gloo|nccl|connection (reset|closed|refused)|socket|store->get", re.IGNORECASE)
 
 
@@ -27,6 +33,10 @@ class ElsewhereError(NlprobeError):
     def __init__(self, cause: str, remedy: str, exit_code: int) -> None:
         super().__init__(cause, remedy)
         self.exit_code = exit_code
+
+
+class StoppedError(KeyboardInterrupt):
+    """An interruption that all processes have agreed on, between two rounds and not anywhere."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Processes:
         return self.rank == 0
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
+    def joined(self, device: torch.device = CPU) -> Iterator[None]:
         """Inside, the processes can reach each other: by gloo on a CPU, and by NCCL too where each has a GPU.
 
         Raises:
@@ -88,11 +98,11 @@ class Processes:
         if self.count == 1:
             return function()
         outcome: list[Any] = [None]
-        error: NlprobeError | None = None
+        error: Exception | None = None
         if self.leads:
             try:
                 outcome = [(function(), None)]
-            except NlprobeError as raised:
+            except Exception as raised:
                 error = raised
                 outcome = [(None, _told(raised))]
         dist.broadcast_object_list(outcome, src=0)
@@ -106,32 +116,83 @@ class Processes:
     def together(self, function: Callable[[], Result]) -> Result:
         """Call `function` in every process; where it fails in some, all end, and only the first of those tells why.
 
+        The others learn of it when they next `gather`, inside `function` or at its end.
+
         Raises:
             NlprobeError: `function` raised it here; an ElsewhereError if another process is the one to tell.
         """
         if self.count == 1:
             return function()
-        result: Result | None = None
-        error: NlprobeError | None = None
         try:
             result = function()
-        except NlprobeError as raised:
-            error = raised
-        told = self.gather(_told(error) if error is not None else None)
-        failed = [rank for rank, each in enumerate(told) if each is not None]
-        if not failed:
-            return result  # type: ignore[return-value]
-        if error is not None and failed[0] == self.rank:
-            raise error
-        raise ElsewhereError(*told[failed[0]]) from error
+        except ElsewhereError:
+            raise
+        except Exception as error:
+            if not _is_loss(error):
+                self._exchange(None, error)
+            raise
+        self._exchange(None)
+        return result
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process has for `value`, in the order of ranks, in every process."""
+        """What every process has for `value`, in the order of ranks, in every process.
+
+        Raises:
+            ElsewhereError: a process failed in `together` before it came to this.
+        """
+        return [value] if self.count == 1 else self._exchange(value)
+
+    def gather_first(self, value: Any) -> list[Any]:
+        """The same in process 0 only; in the others nothing.
+
+        Raises:
+            ElsewhereError: a process failed in `together` before it came to this.
+        """
         if self.count == 1:
             return [value]
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
-        return values
+        self._exchange(None)
+        values: list[Any] | None = [None] * self.count if self.leads else None
+        dist.gather_object(value, values, dst=0)
+        return values or []
+
+    def in_step(self, items: Iterable[Item]) -> Generator[Item | None]:
+        """Pass on the items of this process, and None while only others have some left; to be used inside `together`.
+
+        Before each item all processes meet. So they go through as many rounds, none is more than an item ahead, and
+        where one fails or is interrupted all end after the item in hand.
+
+        Raises:
+            StoppedError: Ctrl-C or SIGTERM reached one of several processes; alone, it interrupts at once as ever.
+            ElsewhereError: another process failed.
+        """
+        if self.count == 1:
+            yield from items
+            return
+        own = iter(items)
+        with interruption_noted() as interrupted:
+            while True:
+                found = next(own, _END)
+                rounds = self._exchange((found is not _END, interrupted()))
+                if any(stopping for _, stopping in rounds):
+                    raise StoppedError
+                if not any(more for more, _ in rounds):
+                    return
+                yield None if found is _END else found  # type: ignore[misc]
+
+    def _exchange(self, value: Any, error: Exception | None = None) -> list[Any]:
+        """Meet all processes: they tell their values, unless there is an error to tell.
+
+        Raises:
+            Exception: `error`, where this process is the first to have one; an ElsewhereError where another is.
+        """
+        messages: list[Any] = [None] * self.count
+        dist.all_gather_object(messages, (value, None if error is None else _told(error)))
+        failed = [rank for rank, (_, told) in enumerate(messages) if told is not None]
+        if not failed:
+            return [value for value, _ in messages]
+        if error is not None and failed[0] == self.rank:
+            raise error
+        raise ElsewhereError(*messages[failed[0]][1]) from error
 
     def total(self, table: Tensor) -> Tensor:
         """The sum over all processes of a CPU tensor."""
@@ -146,11 +207,12 @@ class Processes:
                 dist.broadcast(buffer, src=0)
 
     @contextmanager
-    def watched(self, where: Callable[[], str]) -> Iterator[None]:
+    def watched(self, where: Callable[[], str], remedy: str = _RESUME) -> Iterator[None]:
         """Put the loss of another process into words.
 
         Args:
             where: Says how far this process had come.
+            remedy: What can be done about it, beside looking for the reason.
 
         Raises:
             NlprobeError: another process ended or cannot be reached any more.
@@ -158,16 +220,23 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            if self.count == 1 or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            if self.count == 1 or not _is_loss(error):
                 raise
             raise NlprobeError(
                 f"process {self.rank} of {self.count} lost another one {where()}: {str(error).splitlines()[0][:200]}",
-                "the first process that failed tells why; the run can go on from its last state by --resume",
+                f"the first process that failed tells why; {remedy}",
             ) from error
 
 
 ALONE = Processes()
 
 
-def _told(error: NlprobeError) -> tuple[str, str, int]:
-    return error.cause, error.remedy, error.exit_code
+def _is_loss(error: Exception) -> bool:
+    """Whether an error is that another process cannot be reached."""
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or bool(_LOST.search(str(error))))
+
+
+def _told(error: Exception) -> tuple[str, str, int]:
+    if isinstance(error, NlprobeError):
+        return error.cause, error.remedy, error.exit_code
+    return f"{type(error).__name__}: {error}", "", 1

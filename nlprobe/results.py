@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from nlprobe.files import write_text
 from nlprobe.measuring import Measured, differences
@@ -45,10 +46,11 @@ def results(
 ) -> dict[str, object]:
     """The object that `stats --format json` prints and `results.json` holds.
 
-    Keys: `schema` (version), `command`, `config`, `versions`, `seed`, `data`, `networks` (source and weights of each),
-    `preprocessing` by model, `sites` (each with model, site, block, settings and, by quantity, mean, low, high, n),
-    `heads` (the same for single heads, where asked for), `baseline` (the null models, in the same form), `differences`
-    (paired, against the first network), `audit`, and `not_measured` in words. NaN is null.
+    Keys: `schema` (version), `command`, `config`, `versions`, `threads` (of a process: with another number of them
+    sums differ in their last bits), `seed`, `data`, `networks` (source and weights of each), `preprocessing` by model,
+    `sites` (each with model, site, block, settings and, by quantity, mean, low, high, n), `heads` (the same for single
+    heads, where asked for), `baseline` (the null models, in the same form), `differences` (paired, against the first
+    network), `audit`, and `not_measured` in words. NaN is null.
 
     Args:
         measured: The networks and their null models.
@@ -69,6 +71,7 @@ def results(
         "command": ["nlprobe", *sys.argv[1:]],
         "config": dict(config),
         "versions": versions(packages),
+        "threads": torch.get_num_threads(),
         "seed": seed,
         "data": dict(data),
         "networks": [dict(network) for network in networks],

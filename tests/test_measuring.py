@@ -79,7 +79,7 @@ def test_paired_differences_are_over_the_positions_that_were_summarised() -> Non
     def measured(network: nn.Module, label: str, positions: str):
         (found,) = measure_network(
             network,
-            lambda start: [(images, ["a", "b", "c"])][start:],
+            lambda start, step: [(images, ["a", "b", "c"])][start::step],
             label=label,
             positions=positions,
             rectangle=(slice(0, 4), slice(0, 9)),
@@ -97,4 +97,4 @@ def test_paired_differences_are_over_the_positions_that_were_summarised() -> Non
 
 def test_no_input_at_all_is_refused() -> None:
     with pytest.raises(DataError, match="the data hold nothing"):
-        measure_network(NonLocal(4), lambda start: [], label="x")
+        measure_network(NonLocal(4), lambda start, step: [], label="x")

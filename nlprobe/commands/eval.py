@@ -1,6 +1,8 @@
 """`nlprobe eval`: the scores of checkpoints on a data set, with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,20 @@ from nlprobe.commands.options import (
     force_option,
     format_option,
     limit_option,
-    resolve_device,
     seed_option,
     workers_option,
 )
 from nlprobe.commands.report import progress, result, say, wrote
 from nlprobe.commands.scoring import ClassificationScoring, Scoring
 from nlprobe.commands.segmentation_scoring import SegmentationScoring
+from nlprobe.commands.several import own_device, several_processes
 from nlprobe.commands.sources import Labelled, read_checkpoints
-from nlprobe.data import Batches, ImageDataset, UnreadableImageError, open_dataset
+from nlprobe.data import Batch, Batches, ImageDataset, UnreadableImageError, open_dataset
+from nlprobe.data.loading import Share
 from nlprobe.data.part import Part
 from nlprobe.errors import ConfigError
 from nlprobe.files import refuse_existing
+from nlprobe.processes import Processes
 
 
 @click.command("eval")
@@ -84,25 +88,32 @@ def command(
     that the checkpoint names, and 95 % bootstrap intervals over images. Images that cannot be read are named, left out
     and counted.
 
+    Under `torchrun` the processes share out the batches, one GPU each; the answer has the same bits for any number of
+    them, if each has as many threads (`OMP_NUM_THREADS`).
+
     \b
     Examples:
       nlprobe eval --ckpt runs/nl --data data/imagenet
       nlprobe eval --ckpt runs/gc --data data/cityscapes --by-class --predictions predicted
+      torchrun --nproc-per-node 8 -m nlprobe eval --ckpt runs/nl --data data/imagenet --workers 8
     """
-    where = resolve_device(device)
-    networks = read_checkpoints(checkpoints, labels)
-    scoring = _scoring(networks, asked)
-    if asked["predictions"] is not None:
-        refuse_existing(asked["predictions"], force=force)
-    dataset = Part(open_dataset(data, "train" if split == "train" else "val"), limit)
-    rows = []
-    for one in networks:
-        scoring.check(one, dataset)
-        scores, unreadable = _score(scoring, one, dataset, batch_size or scoring.batch_size, workers, where)
-        rows.append((one.label, scores, unreadable))
-    if asked["predictions"] is not None:
-        wrote(asked["predictions"])
-    result(scoring.table(rows, f"{scoring.title} on the {split} images of {data.resolve().name}", seed).render(format))
+    with several_processes("while scoring", "start again") as processes:
+        where = processes.together(lambda: own_device(device, processes))
+        networks = processes.together(lambda: read_checkpoints(checkpoints, labels))
+        scoring = processes.together(lambda: _scoring(networks, asked))
+        if asked["predictions"] is not None:
+            processes.first(lambda: refuse_existing(asked["predictions"], force=force))
+        whole = processes.together(lambda: open_dataset(data, "train" if split == "train" else "val"))
+        dataset, size = Part(whole, limit), batch_size or scoring.batch_size
+        rows = [(one.label, *_score(scoring, one, dataset, size, workers, where, processes)) for one in networks]
+
+        def finish() -> None:
+            if asked["predictions"] is not None:
+                wrote(asked["predictions"])
+            title = f"{scoring.title} on the {split} images of {data.resolve().name}"
+            result(scoring.table(rows, title, seed).render(format))
+
+        processes.first(finish)
 
 
 def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
@@ -136,23 +147,43 @@ def _inference(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score(
-    scoring: Scoring, one: Labelled, dataset: ImageDataset, batch_size: int, workers: int, device: torch.device
+    scoring: Scoring,
+    one: Labelled,
+    dataset: ImageDataset,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    processes: Processes,
 ) -> tuple[Any, int]:
-    """The scores of one network, and the number of images that could not be read."""
+    """The scores of one network, in every process those of all, and the number of images that could not be read."""
     unreadable: list[str] = []
 
     def report(error: UnreadableImageError) -> None:
         unreadable.append(error.image)
         say(f"left out: {error.cause}")
 
-    say(f"{one.label}: {one.checkpoint.path}, {scoring.describe(one)}")
-    batches = Batches(
-        dataset,
-        scoring.transform(one),
-        batch_size,
-        workers=workers,
-        report=report,
-        pin_memory=device.type == "cuda",
-    )
-    shown = progress(iter(batches), one.label, total=len(dataset), count=lambda batch: len(batch.ids))
-    return scoring.score(one, shown, device), len(unreadable)
+    def score() -> Any:
+        scoring.check(one, dataset)
+        batches = Batches(
+            dataset,
+            scoring.transform(one),
+            batch_size,
+            workers=workers,
+            report=report,
+            pin_memory=device.type == "cuda",
+            share=Share(processes.rank, processes.count),
+            keep_empty=True,
+        )
+        before, step = batches.order.before, processes.count
+        passed: Iterator[tuple[int, Batch]] = zip(count(processes.rank, step), batches, strict=False)
+        if processes.leads:
+            say(f"{one.label}: {one.checkpoint.path}, {scoring.describe(one)}")
+            passed = progress(
+                passed, one.label, len(dataset), count=lambda item: before(item[0] + step) - before(item[0])
+            )
+        with closing(processes.in_step(batch for _, batch in passed)) as items:
+            own = (batch for batch in items if batch is not None and batch.ids)
+            return scoring.score(one, own, device, processes, dataset.ids)
+
+    scores = processes.together(score)
+    return scores, sum(map(len, processes.gather(unreadable)))

@@ -1,7 +1,8 @@
 """What the measuring commands show to a network: images, lines of text, or what one's own code yields."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 
 from nlprobe.commands.report import progress, say
 from nlprobe.commands.sources import Named
-from nlprobe.data import Batches, ImageDataset, UnreadableImageError, data_fingerprint, open_dataset
+from nlprobe.data import Batch, Batches, ImageDataset, UnreadableImageError, data_fingerprint, open_dataset
+from nlprobe.data.loading import Share
 from nlprobe.data.part import Part
-from nlprobe.data.texts import TextFile, is_text, read_texts
+from nlprobe.data.texts import Line, TextFile, is_text, read_texts
 from nlprobe.errors import ConfigError
 from nlprobe.libraries import Pictures, PythonItems, Texts, is_python
 from nlprobe.measuring import Inputs, described
@@ -46,28 +48,39 @@ def describe_data(source: str, split: str, data: Data) -> dict[str, Any]:
 
 
 class Feed(ABC):
-    """The data as one network takes them; each pass shows its progress on stderr.
+    """The data as one network takes them; each pass shows its progress on stderr, in the process that speaks.
 
     Attributes:
         label: What the progress line says.
         description: What is done to the data before the network gets them, in a line.
         settings: The same for JSON.
         together: Images in one forward call, as far as it is known.
-        unreadable: Names of the images that could not be read, once a pass has met them.
-        notes: What else a pass has met that the results have to say, in sentences.
+        speaks: Whether this process is the one that shows progress.
     """
 
-    def __init__(self, label: str, description: str, settings: Mapping[str, Any], together: int = 1) -> None:
+    def __init__(
+        self, label: str, description: str, settings: Mapping[str, Any], together: int = 1, speaks: bool = True
+    ) -> None:
         self.label = label
         self.description = description
         self.settings = dict(settings)
         self.together = together
-        self.unreadable: list[str] = []
-        self.notes: list[str] = []
+        self.speaks = speaks
 
     @abstractmethod
-    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
-        """One pass from forward call number `start` on: its inputs with the names of its images."""
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass over every `step`-th forward call from number `start` on: its inputs with the names of its images.
+
+        Where no image of a call can be read, there are no names.
+        """
+
+    def unreadable(self, measured: Collection[str]) -> list[str]:
+        """Names of the images that could not be read, given those that were measured."""
+        return []
+
+    def notes(self) -> list[str]:
+        """What else was done to the data that the results have to say, in sentences."""
+        return []
 
     @abstractmethod
     def example(self) -> Inputs:
@@ -78,21 +91,21 @@ class Feed(ABC):
         """What a pass will take, in a line."""
 
 
-def feed(data: Data, one: Named, batch_size: int, workers: int = 0) -> Feed:
+def feed(data: Data, one: Named, batch_size: int, workers: int = 0, *, speaks: bool = True) -> Feed:
     """The data as one network takes them.
 
     Raises:
         ConfigError: the network takes other data, or does not say what is done to them.
     """
     if isinstance(data, PythonItems):
-        return Items(data, one.label)
+        return Items(data, one.label, speaks)
     if isinstance(data, TextFile):
         if one.network.texts is None:
             raise ConfigError(
                 f"`{one.label}` takes no texts, and `{data.path}` is a file of texts",
                 "give a folder of images, or a --model hf:FOLDER that holds a tokenizer",
             )
-        return Lines(data, one.network.texts, one.label)
+        return Lines(data, one.network.texts, one.label, speaks)
     if one.network.pictures is None and one.network.texts is not None:
         raise ConfigError(
             f"`{one.label}` takes texts, and `{data.root}` holds images", "give a .txt file with one text a line"
@@ -104,18 +117,21 @@ def feed(data: Data, one: Named, batch_size: int, workers: int = 0) -> Feed:
             if is_python(one.network.source)
             else "put its `preprocessor_config.json` into the folder",
         )
-    return Images(data, one.network.pictures, batch_size, workers, one.label)
+    return Images(data, one.network.pictures, batch_size, workers, one.label, speaks)
 
 
 class Images(Feed):
     """Images in batches; one by one where the network takes them in their own shape."""
 
-    def __init__(self, dataset: ImageDataset, pictures: Pictures, batch_size: int, workers: int, label: str) -> None:
-        super().__init__(label, pictures.description, pictures.settings, batch_size if pictures.size else 1)
+    def __init__(
+        self, dataset: ImageDataset, pictures: Pictures, batch_size: int, workers: int, label: str, speaks: bool
+    ) -> None:
+        super().__init__(label, pictures.description, pictures.settings, batch_size if pictures.size else 1, speaks)
         self.dataset, self.pictures, self.workers = dataset, pictures, workers
+        self._reported: set[str] = set()
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
-        """One pass from batch number `start` on."""
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass over every `step`-th batch from number `start` on."""
         loaded = Batches(
             self.dataset,
             self.pictures.transform,
@@ -123,13 +139,23 @@ class Images(Feed):
             workers=self.workers,
             report=self._report,
             pin_memory=torch.cuda.is_available(),
+            share=Share(start % step, step),
+            keep_empty=True,
         )
-        left = max(0, len(self.dataset) - start * self.together)
-        if start:
-            say(f"{self.label}: going on after {len(self.dataset) - left} images")
-        passed = loaded.epoch(0, start)
-        for batch in progress(passed, self.label, total=left, count=lambda batch: len(batch.ids)):
-            yield self.pictures.inputs(batch.images), batch.ids
+        before, total = loaded.order.before, len(self.dataset)
+        passed: Iterator[tuple[int, Batch]] = zip(count(start, step), loaded.epoch(0, start), strict=False)
+        if self.speaks:
+            if start:
+                say(f"{self.label}: going on after {before(start)} images")
+            passed = progress(
+                passed, self.label, total - before(start), count=lambda one: before(one[0] + step) - before(one[0])
+            )
+        for _, batch in passed:
+            yield self.pictures.inputs(batch.images) if batch.ids else batch.images, batch.ids
+
+    def unreadable(self, measured: Collection[str]) -> list[str]:
+        """Those that were not measured."""
+        return [name for name in self.dataset.ids if name not in measured]
 
     def example(self) -> Inputs:
         """One image of noise."""
@@ -141,30 +167,46 @@ class Images(Feed):
         return f"{len(self.dataset)} images in batches of {self.together}, {shape}"
 
     def _report(self, error: UnreadableImageError) -> None:
-        if error.image not in self.unreadable:
-            self.unreadable.append(error.image)
+        if error.image not in self._reported:
+            self._reported.add(error.image)
             say(f"left out: {error.cause}")
 
 
 class Lines(Feed):
     """Lines of text, each in a forward call of its own, so that nothing is padded."""
 
-    def __init__(self, data: TextFile, texts: Texts, label: str) -> None:
-        super().__init__(label, texts.description, texts.settings)
+    def __init__(self, data: TextFile, texts: Texts, label: str, speaks: bool) -> None:
+        super().__init__(label, texts.description, texts.settings, speaks=speaks)
         self.data, self.texts = data, texts
+        self._said: set[str] = set()
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
-        """One pass from line number `start` on."""
-        if start:
-            say(f"{self.label}: going on after {start} texts")
-        for line in progress(self.data.lines[start:], self.label, unit="texts"):
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass over every `step`-th line from number `start` on."""
+        total = len(self.data.lines)
+        passed: Iterator[int] = iter(range(start, total, step))
+        if self.speaks:
+            if start:
+                say(f"{self.label}: going on after {start} texts")
+            passed = progress(
+                passed, self.label, total - start, unit="texts", count=lambda line: min(step, total - line)
+            )
+        for number in passed:
+            line = self.data.lines[number]
             inputs, cut = self.texts.encode(line.text)
-            ending = "last token is" if cut == 1 else f"last {cut} tokens are"
-            note = f"{self.label}: line {line.id} is too long, and its {ending} left out"
-            if cut and note not in self.notes:
-                self.notes.append(note)
+            note = self._note(line, cut)
+            if cut and note not in self._said:
+                self._said.add(note)
                 say(note)
             yield inputs, [line.id]
+
+    def notes(self) -> list[str]:
+        """Which lines were too long."""
+        cut = [(line, self.texts.encode(line.text)[1]) for line in self.data.lines]
+        return [self._note(line, tokens) for line, tokens in cut if tokens]
+
+    def _note(self, line: Line, cut: int) -> str:
+        ending = "last token is" if cut == 1 else f"last {cut} tokens are"
+        return f"{self.label}: line {line.id} is too long, and its {ending} left out"
 
     def example(self) -> Inputs:
         """The first line."""
@@ -176,15 +218,18 @@ class Lines(Feed):
 
 
 class Items(Feed):
-    """What one's own code yields, as it is."""
+    """What one's own code yields, as it is; each of several processes runs that code, and takes its part."""
 
-    def __init__(self, data: PythonItems, label: str) -> None:
-        super().__init__(label, f"inputs of `{data.source}` as they are", {})
+    def __init__(self, data: PythonItems, label: str, speaks: bool) -> None:
+        super().__init__(label, f"inputs of `{data.source}` as they are", {}, speaks=speaks)
         self.data = data
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Inputs, list[str]]]:
-        """One pass from item number `start` on."""
-        yield from progress(self.data.items(start), self.label, count=lambda item: len(item[1]))
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
+        """One pass over every `step`-th item from number `start` on."""
+        passed = self.data.items(start)
+        if self.speaks:
+            passed = progress(passed, self.label, count=lambda item: len(item[1]))
+        return islice(passed, 0, None, step)
 
     def example(self) -> Inputs:
         """The first item."""

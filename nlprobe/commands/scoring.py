@@ -10,6 +10,7 @@ from nlprobe.commands.sources import Labelled
 from nlprobe.data import Batch, ImageDataset, Joint
 from nlprobe.data.preprocessing import Transform
 from nlprobe.errors import DataError
+from nlprobe.processes import ALONE, Processes
 from nlprobe.stats.intervals import Estimate, bootstrap_mean
 from nlprobe.tables import Cell, Column, Table
 from nlprobe.training import Scores, evaluate
@@ -41,8 +42,23 @@ class Scoring(ABC):
         """What pictures and their labels go through for the network."""
 
     @abstractmethod
-    def score(self, one: Labelled, batches: Iterable[Batch], device: torch.device) -> Any:
-        """The scores of one network."""
+    def score(
+        self,
+        one: Labelled,
+        batches: Iterable[Batch],
+        device: torch.device,
+        processes: Processes = ALONE,
+        order: Sequence[str] = (),
+    ) -> Any:
+        """The scores of one network; of several processes each has its own batches, and all get the scores of all.
+
+        Args:
+            one: The network.
+            batches: Those of this process.
+            device: Where to compute.
+            processes: Those that score together.
+            order: Names of all images in their order.
+        """
 
     @abstractmethod
     def table(self, rows: Sequence[tuple[str, Any, int]], title: str, seed: int) -> Table:
@@ -68,9 +84,16 @@ class ClassificationScoring(Scoring):
         """The checkpoint's own preprocessing."""
         return one.preprocessing.transform()
 
-    def score(self, one: Labelled, batches: Iterable[Batch], device: torch.device) -> Scores:
+    def score(
+        self,
+        one: Labelled,
+        batches: Iterable[Batch],
+        device: torch.device,
+        processes: Processes = ALONE,
+        order: Sequence[str] = (),
+    ) -> Scores:
         """Ranks and losses."""
-        scores = evaluate(one.checkpoint.model.to(device), batches, device)
+        scores = evaluate(one.checkpoint.model.to(device), batches, device, processes=processes, order=order)
         assert scores is not None
         return scores
 

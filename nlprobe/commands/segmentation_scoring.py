@@ -17,6 +17,7 @@ from nlprobe.data.label_maps import coloured
 from nlprobe.data.part import Part
 from nlprobe.errors import DataError
 from nlprobe.files import atomic_path
+from nlprobe.processes import ALONE, Processes
 from nlprobe.stats.intervals import bootstrap_of_sum
 from nlprobe.tables import Cell, Column, Table
 from nlprobe.training import (
@@ -72,21 +73,30 @@ class SegmentationScoring(Scoring):
         assert isinstance(trained, SegmentationRecipe)
         return replace(inference_of(trained), **self.changes)
 
-    def score(self, one: Labelled, batches: Iterable[Batch], device: torch.device) -> SegmentationScores:
-        """Confusion matrices and losses."""
+    def score(
+        self,
+        one: Labelled,
+        batches: Iterable[Batch],
+        device: torch.device,
+        processes: Processes = ALONE,
+        order: Sequence[str] = (),
+    ) -> SegmentationScores:
+        """Confusion matrices and losses; each process writes the predictions for its own images."""
 
         def keep(ids: Sequence[str], predicted: Tensor) -> None:
             if self.predictions is not None:
                 self._write(self.predictions / one.label.replace("/", "_"), ids, predicted.cpu().numpy())
 
         scores = evaluate_segmentation(
-            one.checkpoint.model.to(device), batches, device, inference=self.inference_of(one), keep=keep
+            one.checkpoint.model.to(device),
+            batches,
+            device,
+            inference=self.inference_of(one),
+            keep=keep,
+            processes=processes,
+            order=order,
         )
         assert scores is not None
-        if not scores.ids:
-            raise DataError(
-                "no image of the data set can be read", "`nlprobe data check` names what is wrong with each"
-            )
         return scores
 
     def table(self, rows: Sequence[tuple[str, Any, int]], title: str, seed: int) -> Table:

@@ -4,14 +4,14 @@ import json
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import click
-import torch
 
 from nlprobe.commands.config import FILE_NAME, settings, write_settings
-from nlprobe.commands.inputs import Feed, describe_data, feed, open_data
+from nlprobe.commands.inputs import Data, Feed, describe_data, feed, open_data
 from nlprobe.commands.options import (
     Chosen,
     batch_size_option,
@@ -22,13 +22,14 @@ from nlprobe.commands.options import (
     format_option,
     limit_option,
     network_options,
-    resolve_device,
     seed_option,
     workers_option,
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
-from nlprobe.commands.sizes import SizedSite, sized_sites
+from nlprobe.commands.several import own_device, several_processes
+from nlprobe.commands.sizes import sized_sites
 from nlprobe.commands.sources import Named, read_adapters, read_networks
+from nlprobe.commands.stats_plan import plan
 from nlprobe.errors import ConfigError
 from nlprobe.files import new_folder, refuse_existing
 from nlprobe.libraries import Drawn
@@ -37,7 +38,7 @@ from nlprobe.models import names, paper_distances
 from nlprobe.probe.adapters import Adapter
 from nlprobe.probe.baselines import REDRAWABLE
 from nlprobe.probe.measurement import Precision
-from nlprobe.results import EXTENSIONS, results, write_results
+from nlprobe.results import results, write_results
 from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
 from nlprobe.suggestions import did_you_mean
 from nlprobe.tables import PaperRow, Table, distance_table
@@ -159,83 +160,114 @@ def command(
     Networks are checkpoints (--ckpt) or come from other libraries (--model), with the preprocessing that belongs to
     them. A row is the mean over a network's sites and heads, unless --by-site or --by-head is given.
 
+    Under `torchrun` the processes share out the batches, one GPU each; the records have the same bits for any number of
+    them, if each has as many threads (`OMP_NUM_THREADS`). A run may be resumed with another number of processes.
+
     \b
     Examples:
       nlprobe stats --ckpt runs/nl --data imagenet --limit 1000 --baseline init-block
       nlprobe stats --ckpt runs/nl --ckpt runs/gc --data photos --out measured --format tex
       nlprobe stats --model timm:vit_base_patch16_224 --weights vit.safetensors --data photos --by-site
       nlprobe stats --model hf:bert-folder --data sentences.txt --metrics jsd,sink_mass
+      torchrun --nproc-per-node 8 -m nlprobe stats --ckpt runs/nl --data imagenet --out measured --workers 8
     """
-    place = resolve_device(device)
-    wanted = quantities or QUANTITIES
-    extra = _metrics(metrics)
-    cut = _rectangle(rectangle)
-    if positions == "rectangle" and cut is None:
-        raise ConfigError("--positions rectangle without --rectangle", "say which: --rectangle Q0:Q1,K0:K1")
-    if out is not None:
-        refuse_existing(out, force=force)
-    adapters = read_adapters(chosen.adapters)
-    networks = read_networks(chosen, seed)
-    if paper:
-        _refuse_unknown_to_the_paper(networks)
-    shown = open_data(data, split, limit)
-    feeds = {one.label: feed(shown, one, batch_size, workers) for one in networks}
-    _refuse_impossible(networks, feeds, baselines, sites, adapters)
-    for one in networks:
-        _tell(one, feeds[one.label])
-    if dry_run:
-        _plan(networks, feeds, sites, out, place, adapters)
-        return
-    unfinished = _unfinished(ctx, out, resume=resume, force=force)
-    measured: list[Measured] = []
-    for one in networks:
-        measure = partial(
-            measure_network,
-            batches=feeds[one.label].batches,
-            label=one.label,
-            sites=list(sites) or None,
-            quantities=wanted,
-            metrics=extra,
-            prefix=prefix,
-            rectangle=cut,
-            positions=positions,
-            by_head=by_head,
-            precision=precision,
-            centred=centred,
-            seed=seed,
-            device=place,
-            journal=Journal(unfinished) if unfinished else None,
-            adapters=adapters,
+    again = "go on with the same command and --resume" if out is not None else ""
+    with several_processes("while measuring", again or "start again", again) as processes:
+
+        def opened() -> _Opened:
+            adapters = read_adapters(chosen.adapters)
+            networks = read_networks(chosen, seed)
+            if paper:
+                _refuse_unknown_to_the_paper(networks)
+            shown = open_data(data, split, limit)
+            feeds = {one.label: feed(shown, one, batch_size, workers, speaks=processes.leads) for one in networks}
+            _refuse_impossible(networks, feeds, baselines, sites, adapters)
+            return _Opened(networks, shown, feeds, adapters)
+
+        place = processes.together(lambda: own_device(device, processes))
+        extra, cut = processes.together(lambda: (_metrics(metrics), _rectangle(rectangle, positions)))
+        if out is not None:
+            processes.first(lambda: refuse_existing(out, force=force))
+        found = processes.together(opened)
+        if processes.leads:
+            for one in found.networks:
+                _tell(one, found.feeds[one.label])
+        if dry_run:
+            processes.first(lambda: result(plan(found.networks, found.feeds, sites, out, place, found.adapters)))
+            return
+        unfinished = processes.first(lambda: _unfinished(ctx, out, resume=resume, force=force))
+        measured: list[Measured] = []
+        for one in found.networks:
+            measure = partial(
+                measure_network,
+                batches=found.feeds[one.label].batches,
+                label=one.label,
+                sites=list(sites) or None,
+                quantities=quantities or QUANTITIES,
+                metrics=extra,
+                prefix=prefix,
+                rectangle=cut,
+                positions=positions,
+                by_head=by_head,
+                precision=precision,
+                centred=centred,
+                seed=seed,
+                device=place,
+                journal=Journal(unfinished) if unfinished else None,
+                adapters=found.adapters,
+                processes=processes,
+            )
+            measured += measure(one.model, redraws=draws if "init-block" in baselines else 0)
+            if "init-all" in baselines:
+                measured += measure(processes.together(one.untrained), kind="init-all")
+
+        def finish() -> None:
+            table = _table(measured, found.networks, paper=paper, by_site=by_site, by_head=by_head, draws=draws)
+            payload = found.results(ctx, measured, quantities or QUANTITIES, extra)
+            if out is not None:
+                with new_folder(out, force=force) as folder:
+                    write_settings(folder, ctx)
+                    write_results(folder, payload, measured, table)
+                if unfinished is not None:
+                    shutil.rmtree(unfinished)
+                wrote(out)
+            as_json = json.dumps(payload, indent=1, allow_nan=False)
+            result(as_json if format == "json" else table.render(format, width=terminal_width()))
+
+        processes.first(finish)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The networks, the data, what each network is shown of them, and adapters."""
+
+    networks: list[Named]
+    data: Data
+    feeds: dict[str, Feed]
+    adapters: tuple[Adapter, ...]
+
+    def results(
+        self, ctx: click.Context, measured: Sequence[Measured], quantities: Sequence[str], metrics: Sequence[str]
+    ) -> dict[str, object]:
+        """The object that `results.json` holds."""
+        flags = ctx.params
+        first = next(iter(self.feeds.values()))
+        return results(
+            measured,
+            config=settings(ctx),
+            data=describe_data(flags["data"], flags["split"], self.data),
+            preprocessing={one.label: self.feeds[one.label].settings for one in self.networks},
+            networks=[
+                {"model": one.label, "source": one.network.source, "weights": one.network.weights.as_dict()}
+                for one in self.networks
+            ],
+            packages=[one.network.package for one in self.networks if one.network.package],
+            quantities=quantities,
+            metrics=metrics,
+            skipped=first.unreadable(set(measured[0].frame["image"])),
+            notes=[note for found in self.feeds.values() for note in found.notes()],
+            seed=flags["seed"],
         )
-        measured += measure(one.model, redraws=draws if "init-block" in baselines else 0)
-        if "init-all" in baselines:
-            measured += measure(one.untrained(), kind="init-all")
-    table = _table(measured, networks, paper=paper, by_site=by_site, by_head=by_head, draws=draws)
-    payload = results(
-        measured,
-        config=settings(ctx),
-        data=describe_data(data, split, shown),
-        preprocessing={one.label: feeds[one.label].settings for one in networks},
-        networks=[
-            {"model": one.label, "source": one.network.source, "weights": one.network.weights.as_dict()}
-            for one in networks
-        ],
-        packages=[one.network.package for one in networks if one.network.package],
-        quantities=wanted,
-        metrics=extra,
-        skipped=next(iter(feeds.values())).unreadable,
-        notes=[note for found in feeds.values() for note in found.notes],
-        seed=seed,
-    )
-    if out is not None:
-        with new_folder(out, force=force) as folder:
-            write_settings(folder, ctx)
-            write_results(folder, payload, measured, table)
-        if unfinished is not None:
-            shutil.rmtree(unfinished)
-        wrote(out)
-    as_json = json.dumps(payload, indent=1, allow_nan=False)
-    result(as_json if format == "json" else table.render(format, width=terminal_width()))
 
 
 def _metrics(given: Sequence[str]) -> tuple[str, ...]:
@@ -247,9 +279,11 @@ def _metrics(given: Sequence[str]) -> tuple[str, ...]:
     return tuple(asked)
 
 
-def _rectangle(text: str | None) -> Rectangle | None:
+def _rectangle(text: str | None, positions: str) -> Rectangle | None:
     """Queries and keys from `Q0:Q1,K0:K1`; an end that is left out is that of the sequence."""
     if text is None:
+        if positions == "rectangle":
+            raise ConfigError("--positions rectangle without --rectangle", "say which: --rectangle Q0:Q1,K0:K1")
         return None
     try:
         sides = [
@@ -352,37 +386,3 @@ def _refuse_impossible(
                 "does not know how it was initialised",
                 "use --baseline init-all, or choose other sites with --site",
             )
-
-
-def _plan(
-    networks: list[Named],
-    feeds: Mapping[str, Feed],
-    sites: tuple[str, ...],
-    out: Path | None,
-    device: torch.device,
-    adapters: Sequence[Adapter],
-) -> None:
-    lines = []
-    for one in networks:
-        found = feeds[one.label]
-        lines.append(f"{one.label}: {found.plan()}")
-        lines += [
-            f"  {_size(sized, found.together)}"
-            for sized in sized_sites(one.model, found.example(), sites, device, adapters)
-        ]
-    files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", "results.json"]
-    lines.append(f"would write {', '.join(files)} into {out}" if out else "would write nothing (no --out)")
-    result("\n".join(lines))
-
-
-def _size(sized: SizedSite, images: int) -> str:
-    """A site in a line, with the memory that its input takes for so many images."""
-    parts = [sized.site.block, f"{sized.n_queries} queries", f"{sized.n_keys} keys"]
-    parts += [f"{sized.channels} channels"] if sized.channels else []
-    parts += [f"{sized.heads} heads"] if sized.heads > 1 else []
-    parts += [f"in each of {sized.groups} windows"] if sized.groups > 1 else []
-    memory = ""
-    if sized.channels:
-        megabytes = images * sized.groups * sized.n_queries * sized.channels * 4 / 2**20
-        memory = f"its input takes {megabytes:.1f} MiB a batch, "
-    return f"{sized.site.name}: {', '.join(parts)}; {memory}a map is never built"

@@ -15,12 +15,12 @@ from nlprobe.commands.options import (
     dry_run_option,
     force_option,
     format_option,
-    resolve_device,
     seed_option,
     workers_option,
 )
 from nlprobe.commands.pretrained import Start, WeightsType, fetch, found
 from nlprobe.commands.report import result, say, wrote
+from nlprobe.commands.several import own_device
 from nlprobe.commands.training_curves import TensorBoard, TrainingCurves
 from nlprobe.commands.training_plan import batch, choices, plan
 from nlprobe.commands.training_progress import TrainingProgress
@@ -121,7 +121,10 @@ def command(ctx: click.Context, out: Path, format: str, dry_run: bool, force: bo
         raise ConfigError("`--resume` goes on with a run and `--force` replaces it", "give one of the two")
     processes = Processes.of_environment()
     try:
-        with processes.joined(_device(ctx.params["device"], processes)), processes.watched(lambda: "before training"):
+        with (
+            processes.joined(own_device(ctx.params["device"], processes)),
+            processes.watched(lambda: "before training"),
+        ):
             _train(ctx, processes, out, format, dry_run=dry_run, force=force, resume=resume)
     except ElsewhereError as error:
         # The process that has it says it.
@@ -168,7 +171,7 @@ def _begin(ctx: click.Context, processes: Processes, out: Path, *, resume: bool,
     state = processes.first(lambda: load_state(out) if resume else None)
     if state:
         _take_over(ctx, state["settings"]["flags"])
-    device = _device(ctx.params["device"], processes)
+    device = own_device(ctx.params["device"], processes)
     asked = processes.together(lambda: _run(ctx, processes))
     if asked.weights.missing and not dry_run:
         processes.together(lambda: fetch(ctx.params["pretrained"], processes))
@@ -258,23 +261,6 @@ class _Start:
             steps = self.engine.steps_per_epoch
             return [*lines, f"going on in epoch {at.epoch + 1} of {recipe.epochs}, after step {at.step} of {steps}"]
         return [*lines, f"the run is complete, with {at.epoch} epochs; --epochs asks for more"]
-
-
-def _device(name: str, processes: Processes) -> torch.device:
-    """The device of this process.
-
-    Raises:
-        ConfigError: it is not there, or one GPU is named for several processes.
-    """
-    device = resolve_device(name)
-    if processes.count == 1 or device.type != "cuda":
-        return device
-    if device.index is not None and processes.local_count > 1:
-        raise ConfigError(
-            f"`--device {name}` names one GPU for {processes.local_count} processes",
-            "use `--device cuda`: each process takes its own",
-        )
-    return resolve_device(f"cuda:{processes.local_rank}")
 
 
 def _again(processes: Processes, out: Path) -> str:

@@ -87,6 +87,10 @@ class BatchOrder:
         """Number of batches in a whole epoch, over all processes."""
         return self.count // self.batch_size if self.seed is not None else -(-self.count // self.batch_size)
 
+    def before(self, batch: int) -> int:
+        """How many samples of an epoch come before a batch."""
+        return min(batch * self.batch_size, self.count)
+
     def indices(self, epoch: int) -> list[int]:
         """All samples in the order of that epoch."""
         if self.seed is None:
@@ -127,6 +131,7 @@ class Batches:
         pin_memory: Hand out batches in pinned memory, from which a GPU copies without waiting.
         share: What this process takes of the batches; see `BatchOrder`.
         parts: With a seed, into how many batches this process cuts what it takes of one.
+        keep_empty: Without a seed, hand out batches too of which no image can be read, so that all are counted.
 
     Raises:
         ConfigError: a batch cannot be cut into equal parts.
@@ -144,7 +149,9 @@ class Batches:
         pin_memory: bool = False,
         share: Share = ALL,
         parts: int = 1,
+        keep_empty: bool = False,
     ) -> None:
+        self._keep_empty = keep_empty
         self.order = BatchOrder(len(dataset), batch_size, seed, share=share, parts=parts)
         self.ids = dataset.ids
         self._report = report
@@ -176,7 +183,7 @@ class Batches:
         for batch in self._loader:
             for name, reason in batch.unreadable:
                 self._report(UnreadableImageError(name, reason))
-            if batch.ids:
+            if batch.ids or (self._keep_empty and self.order.seed is None):
                 yield batch
             elif self.order.seed is not None:
                 name, reason = batch.unreadable[0]

@@ -46,6 +46,18 @@ class SiteAudit:
         """The largest of the errors."""
         return max(self.errors.values(), default=float("nan"))
 
+    def describe(self, found: "SiteAudit") -> None:
+        """Take over what the check of a call has found; the first one stands, unless a later one fails."""
+        if self.status == "not seen" or found.status == "failed":
+            self.dtype, self.errors, self.tolerance = found.dtype, found.errors, found.tolerance
+            self.masks, self.status, self.not_counted = found.masks, found.status, found.not_counted
+
+    def absorb(self, other: "SiteAudit") -> None:
+        """Take in the audit of the same site in later forward calls."""
+        self.expected_calls += other.expected_calls
+        self.calls += other.calls
+        self.describe(other)
+
     def as_dict(self) -> dict[str, object]:
         """The audit for JSON."""
         return {

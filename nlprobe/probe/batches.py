@@ -79,13 +79,18 @@ class RecordTable:
             state[name] = list(whole) if whole.dtype == object else torch.from_numpy(whole)
         return state
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
-        self._batches, self._parts = [], [{name: _restored(values) for name, values in state.items()}]
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Add the records that another table gave as its `state`."""
+        self._fetch()
+        self._parts.append({name: _restored(values) for name, values in state.items()})
 
-    def _by_column(self) -> dict[str, list[np.ndarray]]:
+    def _fetch(self) -> None:
+        """Bring over what still lies on its device."""
         self._parts += [batch.columns() for batch in self._batches]
         self._batches = []
+
+    def _by_column(self) -> dict[str, list[np.ndarray]]:
+        self._fetch()
         names = (*KEY_COLUMNS, *VALUE_COLUMNS)
         empty: Sequence[np.ndarray] = () if self._parts else (np.empty(0),)
         return {name: list(itertools.chain((part[name] for part in self._parts), empty)) for name in names}

@@ -1,7 +1,6 @@
 """The probe: a context in which a model's attention is measured while it runs."""
 
 import sys
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -18,7 +17,7 @@ from nlprobe.probe.adapters import ADAPTERS, Adapter, Capture, Deliver, Pairwise
 from nlprobe.probe.audit import SiteAudit, check
 from nlprobe.probe.batches import Batch, RecordTable, SiteBatch
 from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_adapter, shielded
-from nlprobe.probe.energy import DataSetMoments
+from nlprobe.probe.energy import MomentTable
 from nlprobe.probe.measure import measure
 from nlprobe.probe.measurement import Precision, Wanted, refuse_unknown
 from nlprobe.probe.positions import ImageBatch, prefix_tokens
@@ -62,12 +61,14 @@ class Probe:
         self._eagerly = ExitStack()
         self._handles: list[RemovableHandle] = []
         self._audits = {site.name: SiteAudit(site.name) for site in self.sites}
-        self._moments: dict[str, dict[str, DataSetMoments]] = defaultdict(lambda: defaultdict(DataSetMoments))
+        self._moments = MomentTable()
         self._table = RecordTable()
         self._open: dict[str, SiteBatch] | None = None
         self._named: list[tuple[str, int]] | None = None
         self._numbered = 0
+        self._called = False
         self._audited: set[tuple[str, int]] = set()
+        self._checked: dict[str, SiteAudit] = {}
 
     def __enter__(self) -> "Probe":
         if self._handles:
@@ -95,7 +96,7 @@ class Probe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> Literal[False]:
         self.close()
-        if kind is None and not self._table:
+        if kind is None and not self._called:
             raise CaptureError(
                 f"the model (`{type(self._model).__name__}`) was never called inside the probe",
                 "call the very module that was given to `nlprobe.probe`",
@@ -137,47 +138,44 @@ class Probe:
 
     def energy(self) -> dict[str, dict[str, float]]:
         """By site, the shares of the output's energy over the images seen: constant, context, pairwise_part."""
-        return {
-            site.name: self._moments[site.name]["output"].shares()
-            for site in self.sites
-            if "output" in self._moments[site.name]
-        }
+        return self._moments.shares()
 
     def centres(self) -> dict[str, dict[str, Tensor]]:
         """By site and quantity (input, key, query, output), the mean row over the images seen.
 
         Given to a second probe as `centres`, it measures the distances with that mean removed (`centred_dist`).
         """
-        return {
-            name: {
-                quantity: sums.mean
-                for quantity, sums in by_quantity.items()
-                if sums.mean is not None and not bool(sums.mean.isnan().any())
-            }
-            for name, by_quantity in self._moments.items()
-        }
+        return self._moments.means()
 
     def state(self) -> dict[str, object]:
         """Everything measured so far, as plain values and tensors that `torch.load(weights_only=True)` reads."""
-        moments = {
-            site: {quantity: sums.state() for quantity, sums in by_quantity.items()}
-            for site, by_quantity in self._moments.items()
+        return {
+            "records": self._table.state(),
+            "moments": self._moments.state(),
+            "audits": {name: asdict(audit) for name, audit in self._audits.items()},
+            "numbered": self._numbered,
         }
-        audits = {name: asdict(audit) for name, audit in self._audits.items()}
-        return {"records": self._table.state(), "moments": moments, "audits": audits, "numbered": self._numbered}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what another probe of the same sites gave as its `state`."""
+    def absorb(self, state: Mapping[str, Any]) -> None:
+        """Take in what another probe of the same sites gave as its `state`, as if its forward calls came next here."""
         device = next((parameter.device for parameter in self._model.parameters()), torch.device("cpu"))
-        for site, by_quantity in state["moments"].items():
-            for quantity, sums in by_quantity.items():
-                self._moments[site][quantity] = DataSetMoments.restored(sums, device)
-        self._audits = {name: SiteAudit(**audit) for name, audit in state["audits"].items()}
-        self._numbered = state["numbered"]
-        self._table.restore(state["records"])
         paths = {site_name(path): path for path, _ in self._model.named_modules()}
-        for name in self._audits.keys() - {site.name for site in self.sites}:
-            self._add_found(paths[name], self._model.get_submodule(paths[name]))
+        for name, audit in state["audits"].items():
+            if name not in self._audits:
+                self._add_found(paths[name], self._model.get_submodule(paths[name]))
+            self._audits.setdefault(name, SiteAudit(name)).absorb(SiteAudit(**audit))
+        self._moments.absorb(state["moments"], device)
+        self._numbered += state["numbered"]
+        self._table.absorb(state["records"])
+        self._called = True
+
+    def take(self) -> dict[str, object]:
+        """The `state`, for another probe to `absorb`; this one then is as if it had measured nothing."""
+        state = self.state()
+        self._moments, self._table, self._numbered = MomentTable(), RecordTable(), 0
+        self._audits = {name: SiteAudit(name) for name in self._audits}
+        self._called = True
+        return state
 
     def beside(self, model: nn.Module) -> "Probe":
         """A new probe of another model with the quantities and precision of this one."""
@@ -244,12 +242,21 @@ class Probe:
                 batch = self._open.setdefault(site.name, SiteBatch(images))
                 use = (site.name, len(batch.calls))
                 if use not in self._audited:
-                    check(audit, capture)
+                    self._check(audit, capture)
                     self._audited.add(use)
                 audit.calls += 1
                 self._take(site, capture, batch)
 
         return receive
+
+    def _check(self, audit: SiteAudit, capture: Capture) -> None:
+        """Hold a capture against what the block computed; the audit keeps what the first forward call came to."""
+        found = self._checked.setdefault(audit.site, SiteAudit(audit.site))
+        try:
+            check(found, capture)
+        except CaptureError:
+            audit.describe(found)
+            raise
 
     def _images(self, capture: Capture, site: Site) -> int:
         """How many images the sets of a capture belong to."""
@@ -291,7 +298,7 @@ class Probe:
         return replace(capture, query_grid=grids[0], key_grid=grids[1])
 
     def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._open = {}
+        self._open, self._checked = {}, {}
         self._batch = ImageBatch.of(args, kwargs)
 
     def _end(self, *_: object) -> None:
@@ -313,13 +320,14 @@ class Probe:
                 f"the sites of one forward call saw batches of different sizes: {sorted(sizes)}",
                 "probe sites with one row of the batch for each image only",
             )
+        for name, found in self._checked.items():
+            self._audits[name].describe(found)
         images, views = self._names(sizes.pop())
         for name, batch in sites.items():
-            for moments in batch.moments:
-                for quantity, moment in moments.items():
-                    self._moments[name][quantity].add(moment)
+            self._moments.add(name, batch.moments)
             batch.moments.clear()
         self._table.add(Batch(images, views, sites))
+        self._called = True
 
     def _names(self, count: int) -> tuple[list[str], list[int]]:
         if self._named is not None and count > len(self._named):

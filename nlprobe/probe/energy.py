@@ -1,7 +1,10 @@
 """Sums over the data set: mean rows and the energy shares of the output."""
 
 import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,24 +27,29 @@ class DataSetMoments:
     between: Tensor | None = None
     within: Tensor | None = None
 
-    def add(self, moments: Moments) -> None:
-        """Take in a batch."""
-        count = moments.mean.shape[0]
+    @classmethod
+    def of(cls, moments: Moments) -> "DataSetMoments":
+        """The sums over one batch."""
         mean = moments.mean.mean(0)
-        between = (moments.mean - mean).square().sum()
-        within = moments.spread.sum()
+        return cls(moments.mean.shape[0], mean, (moments.mean - mean).square().sum(), moments.spread.sum())
+
+    def merge(self, other: "DataSetMoments") -> None:
+        """Take in the sums over further images; the same merges in the same order give the same bits."""
+        if other.mean is None or other.between is None or other.within is None:
+            return
         if self.mean is None or self.between is None or self.within is None:
-            self.images, self.mean, self.between, self.within = count, mean, between, within
+            self.images, self.mean, self.between, self.within = other.images, other.mean, other.between, other.within
             return
-        total = self.images + count
-        if mean.shape != self.mean.shape:
-            self.images, self.mean = total, torch.full_like(mean, math.nan)
-            self.between, self.within = torch.full_like(between, math.nan), torch.full_like(within, math.nan)
+        total = self.images + other.images
+        if other.mean.shape != self.mean.shape:
+            self.images, self.mean = total, torch.full_like(other.mean, math.nan)
+            self.between, self.within = (torch.full_like(sum, math.nan) for sum in (other.between, other.within))
             return
-        difference = mean - self.mean
-        self.mean = self.mean + difference * (count / total)
-        self.between = self.between + between + difference.square().sum() * (self.images * count / total)
-        self.within = self.within + within
+        difference = other.mean - self.mean
+        self.mean = self.mean + difference * (other.images / total)
+        distance = difference.square().sum() * (self.images * other.images / total)
+        self.between = self.between + other.between + distance
+        self.within = self.within + other.within
         self.images = total
 
     def shares(self) -> dict[str, float]:
@@ -65,3 +73,44 @@ class DataSetMoments:
         """The sums that `state` gave, on a device."""
         sums = {name: None if state[name] is None else state[name].to(device) for name in ("mean", "between", "within")}
         return cls(state["images"], **sums)
+
+
+class MomentTable:
+    """The sums over the data set of all sites and quantities."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, DataSetMoments]] = defaultdict(lambda: defaultdict(DataSetMoments))
+
+    def add(self, site: str, calls: Sequence[Mapping[str, Moments]]) -> None:
+        """Add a forward call, in which the site ran as often; put together first, as several processes exchange it."""
+        together: dict[str, DataSetMoments] = defaultdict(DataSetMoments)
+        for moments in calls:
+            for quantity, moment in moments.items():
+                together[quantity].merge(DataSetMoments.of(moment))
+        for quantity, sums in together.items():
+            self._sums[site][quantity].merge(sums)
+
+    def shares(self) -> dict[str, dict[str, float]]:
+        """By site, the shares of the output's energy."""
+        return {site: sums["output"].shares() for site, sums in self._sums.items() if "output" in sums}
+
+    def means(self) -> dict[str, dict[str, Tensor]]:
+        """By site and quantity, the mean row."""
+        return {
+            site: {
+                quantity: one.mean
+                for quantity, one in sums.items()
+                if one.mean is not None and not bool(one.mean.isnan().any())
+            }
+            for site, sums in self._sums.items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The sums as plain values, for a file."""
+        return {site: {quantity: one.state() for quantity, one in sums.items()} for site, sums in self._sums.items()}
+
+    def absorb(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Merge the sums that another table gave as its `state`, on a device."""
+        for site, sums in state.items():
+            for quantity, one in sums.items():
+                self._sums[site][quantity].merge(DataSetMoments.restored(one, device))

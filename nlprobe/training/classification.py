@@ -70,21 +70,27 @@ def evaluate(
     *,
     memory_format: torch.memory_format = torch.contiguous_format,
     stop: Stop = lambda: False,
+    processes: Processes = ALONE,
+    order: Sequence[str] = (),
 ) -> Scores | None:
     """Classify every image, in evaluation mode and without gradients.
 
     Args:
         model: Images (B, 3, H, W) to logits (B, classes); its mode is put back afterwards.
-        batches: Labelled images.
+        batches: Labelled images; of several processes each has its own.
         device: Where the model is.
         memory_format: Memory order of the images.
-        stop: Asked after each batch; when it says so, the answer is None.
+        stop: Asked after each batch; when it says so, the answer is None, in all processes.
+        processes: Those that classify together; all of them get the scores of all images.
+        order: Names of the images in the order in which several processes put them together.
 
     Raises:
         DataError: there are no images, or they have no labels.
     """
-    scores = _scores(model, batches, device, memory_format, stop)
-    return _refuse_nothing(scores) if scores else None
+    parts = processes.gather(_scores(model, batches, device, memory_format, stop))
+    if any(part is None for part in parts):
+        return None
+    return _refuse_nothing(parts[0] if len(parts) == 1 else Scores.joined(parts, order))
 
 
 def _scores(
@@ -155,11 +161,16 @@ class Classification(ImageTask):
 
     def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
         """Loss, top-1 and top-5 on the validation set."""
-        own = _scores(model, self._validation, self._device, self._memory_format, stop)
-        parts = self._processes.gather(own)
-        if any(part is None for part in parts):
-            return None
-        return _refuse_nothing(Scores.joined(parts, self._validation.ids)).means()
+        scores = evaluate(
+            model,
+            self._validation,
+            self._device,
+            memory_format=self._memory_format,
+            stop=stop,
+            processes=self._processes,
+            order=self._validation.ids,
+        )
+        return scores.means() if scores else None
 
 
 def check_data(training: ImageDataset, validation: ImageDataset, batch_size: int) -> None:

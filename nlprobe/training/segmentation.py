@@ -18,6 +18,8 @@ from nlprobe.training.segmentation_inference import WHOLE, Inference
 from nlprobe.training.segmentation_recipes import SegmentationRecipe
 from nlprobe.training.task import Loss, Stop
 
+Keep = Callable[[Sequence[str], Int64[Tensor, "b h w"]], object]
+
 
 def evaluate_segmentation(
     model: nn.Module,
@@ -26,23 +28,45 @@ def evaluate_segmentation(
     *,
     inference: Inference = WHOLE,
     memory_format: torch.memory_format = torch.contiguous_format,
-    keep: Callable[[Sequence[str], Int64[Tensor, "b h w"]], object] = lambda ids, predicted: None,
+    keep: Keep = lambda ids, predicted: None,
     stop: Stop = lambda: False,
+    processes: Processes = ALONE,
+    order: Sequence[str] = (),
 ) -> SegmentationScores | None:
-    """Score every image, in evaluation mode and without gradients; perhaps none are there, or can be read.
+    """Score every image, in evaluation mode and without gradients.
 
     Args:
         model: Images (B, 3, H, W) to scores (B, classes, H, W); its mode is put back afterwards.
-        batches: Images with maps of classes.
+        batches: Images with maps of classes; of several processes each has its own.
         device: Where the model is.
         inference: Whole pictures or windows, scales, flips.
         memory_format: Memory order of the images.
         keep: Gets the names of each batch's images and their predicted classes.
-        stop: Asked after each batch; when it says so, the answer is None.
+        stop: Asked after each batch; when it says so, the answer is None, in all processes.
+        processes: Those that score together; all of them get the scores of all images.
+        order: Names of the images in the order in which several processes put them together.
 
     Raises:
-        DataError: an image has no map.
+        DataError: there are no images, or one has no map.
     """
+    parts = processes.gather(_scores(model, batches, device, inference, memory_format, keep, stop))
+    if any(part is None for part in parts):
+        return None
+    if not any(part.ids for part in parts):
+        raise DataError("no image of the data set can be read", "`nlprobe data check` names what is wrong with each")
+    return parts[0] if len(parts) == 1 else SegmentationScores.joined(parts, order)
+
+
+def _scores(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    inference: Inference,
+    memory_format: torch.memory_format,
+    keep: Keep,
+    stop: Stop,
+) -> SegmentationScores | None:
+    """The scores of all images, perhaps of none; None if stopped."""
     training = model.training
     model.eval()
     ids: list[str] = []
@@ -127,22 +151,17 @@ class Segmentation(ImageTask):
 
     def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
         """Loss, mIoU and pixel accuracy on the validation set."""
-        own = evaluate_segmentation(
+        scores = evaluate_segmentation(
             model,
             self._validation,
             self._device,
             inference=self._inference,
             memory_format=self._memory_format,
             stop=stop,
+            processes=self._processes,
+            order=self._validation.ids,
         )
-        parts = self._processes.gather(own)
-        if any(part is None for part in parts):
-            return None
-        if not any(part.ids for part in parts):
-            raise DataError(
-                "no image of the data set can be read", "`nlprobe data check` names what is wrong with each"
-            )
-        return SegmentationScores.joined(parts, self._validation.ids).means()
+        return scores.means() if scores else None
 
     def _mean_loss(self, logits: Tensor, labels: Tensor, *, main: bool) -> Tensor:
         counted = labels != IGNORED

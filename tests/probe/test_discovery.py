@@ -309,11 +309,11 @@ def test_a_probe_goes_on_from_its_saved_state_with_what_it_has_found() -> None:
     with torch.no_grad(), nlprobe.probe(model) as first:
         model(x)
     with torch.no_grad(), nlprobe.probe(model) as second:
-        second.restore(first.state())
+        second.absorb(first.state())
         model(x)
     assert second.frame().equals(whole.frame())
     with nlprobe.probe(model) as finished:
-        finished.restore(whole.state())
+        finished.absorb(whole.state())
     assert [site.name for site in finished.sites] == ["1"]
     assert finished.frame().equals(whole.frame())
 
