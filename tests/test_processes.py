@@ -30,7 +30,8 @@ def test_alone_everything_is_what_it_is() -> None:
         assert alone.leads
         assert alone.first(lambda: 3) == 3
         assert alone.together(lambda: 4) == 4
-        assert alone.gather(5) == [5]
+        assert alone.gather(5) == alone.gather_first(5) == [5]
+        assert list(alone.in_step("ab")) == ["a", "b"]
         assert alone.total(table) is table
         alone.share_buffers(nn.BatchNorm1d(2))
     with pytest.raises(RuntimeError, match="gloo"), alone.watched(str):

@@ -1,12 +1,16 @@
 """What two processes say to each other; started by `torchrun`, it ends with 0 when all of it holds in both."""
 
+import os
+import signal
 import sys
+from contextlib import closing
 
+import pytest
 import torch
 from torch import nn
 
 from nlprobe.errors import ConfigError, NlprobeError
-from nlprobe.processes import Processes
+from nlprobe.processes import ElsewhereError, Processes, StoppedError
 from nlprobe.training.tally import Tally
 from nlprobe.training.task import Loss
 
@@ -45,6 +49,66 @@ def check_together(processes: Processes) -> None:
     assert one == ("ElsewhereError" if processes.leads else "ConfigError", "wrong in 1", 2)
     both = outcome(lambda: processes.together(lambda: fail_in(0, 1)))
     assert both == ("ConfigError" if processes.leads else "ElsewhereError", "wrong in 0", 2)
+
+
+def check_gathering(processes: Processes) -> None:
+    assert processes.gather_first(processes.rank) == ([0, 1] if processes.leads else [])
+
+    def gather_or_fail() -> None:
+        if not processes.leads:
+            raise ConfigError("wrong in 1", "mend it")
+        processes.gather_first("never told")
+
+    found = outcome(lambda: processes.together(gather_or_fail))
+    assert found == ("ElsewhereError" if processes.leads else "ConfigError", "wrong in 1", 2)
+
+
+def check_unforeseen_errors(processes: Processes) -> None:
+    def fail() -> None:
+        if not processes.leads:
+            raise KeyError("odd")
+
+    expected = ElsewhereError if processes.leads else KeyError
+    with pytest.raises(expected) as caught:
+        processes.together(fail)
+    assert not processes.leads or (caught.value.cause, caught.value.exit_code) == ("KeyError: 'odd'", 1)
+
+
+def check_rounds(processes: Processes) -> None:
+    own = ["a", "b", "c"] if processes.leads else ["d"]
+    found = processes.together(lambda: list(processes.in_step(own)))
+    assert found == (["a", "b", "c"] if processes.leads else ["d", None, None])
+    assert list(processes.in_step([])) == []
+
+
+def check_that_an_error_ends_the_rounds_of_all(processes: Processes) -> None:
+    seen = []
+
+    def work() -> None:
+        with closing(processes.in_step(range(100))) as items:
+            for item in items:
+                seen.append(item)
+                if item == 2 and not processes.leads:
+                    raise ConfigError("wrong in 1", "mend it")
+
+    found = outcome(lambda: processes.together(work))
+    assert found == ("ElsewhereError" if processes.leads else "ConfigError", "wrong in 1", 2)
+    assert seen == [0, 1, 2]
+
+
+def check_that_an_interruption_ends_the_rounds_of_all(processes: Processes) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+    try:
+        with closing(processes.in_step(range(100))) as items:
+            for item in items:
+                seen.append(item)
+                if item == 2 and not processes.leads:
+                    os.kill(os.getpid(), signal.SIGTERM)
+    except StoppedError:
+        seen.append("stopped")
+    assert seen == [0, 1, 2, "stopped"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def check_sums(processes: Processes) -> None:
@@ -103,6 +167,17 @@ if __name__ == "__main__":
     assert (own.count, own.local_count) == (2, 2)
     manager = own.joined(CPU)
     manager.__enter__()
-    for check in (check_first, check_together, check_sums, check_tally, check_loss_of_a_process):
+    for check in (
+        check_first,
+        check_together,
+        check_gathering,
+        check_unforeseen_errors,
+        check_rounds,
+        check_that_an_error_ends_the_rounds_of_all,
+        check_that_an_interruption_ends_the_rounds_of_all,
+        check_sums,
+        check_tally,
+        check_loss_of_a_process,
+    ):
         check(own)
     sys.stdout.write(f"process {own.rank} is done\n")
