@@ -63,6 +63,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def without_command(folder: Path) -> dict[str, bytes]:
+    """The same, but for the command line in `results.json`, which has `--resume` in it."""
+    found = files(folder)
+    payload = json.loads(found["results.json"])
+    payload["command"] = [word for word in payload["command"] if word != "--resume"]
+    return found | {"results.json": json.dumps(payload).encode()}
+
+
 def slow_program(where: Path) -> tuple[str, ...]:
     """nlprobe with a state saved after each batch, and batches that take their time: so that there is some."""
     path = where / "slow_nlprobe.py"
@@ -149,7 +157,7 @@ def test_more_processes_than_batches_with_heads_of_another_library(pictures: Pat
     for count in (1, 3):
         done(tmp_path / str(count), *arguments, processes=count)
     one, three = (files(tmp_path / str(count) / "measured") for count in (1, 3))
-    assert len(pd.read_csv(tmp_path / "3" / "measured" / "records.csv")["image"].unique()) == 3
+    assert len(pd.read_csv(tmp_path / "3" / "measured" / "records.csv")["image"].unique()) == 2  # and one unreadable
     assert one == three
 
 
@@ -213,7 +221,7 @@ def test_ctrl_c_leaves_what_any_number_of_processes_completes_to_the_same_bits(
     assert not (tmp_path / "run" / "measured").exists()
     _, err = done(tmp_path / "run", *arguments, "--resume", processes=after)
     assert err.count("going on after") == 1
-    assert files(tmp_path / "run" / "measured") == files(whole)
+    assert without_command(tmp_path / "run" / "measured") == without_command(whole)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["measured"]
 
 
@@ -231,7 +239,7 @@ def test_a_killed_process_ends_the_others_in_words_and_the_rest_is_measured_late
     assert "error: process 0 of 2 lost another one while measuring" in err
     assert "go on with the same command and --resume" in err
     done(tmp_path / "run", *arguments, "--resume", processes=2)
-    assert files(tmp_path / "run" / "measured") == files(whole)
+    assert without_command(tmp_path / "run" / "measured") == without_command(whole)
 
 
 BROKEN = """
