@@ -26,6 +26,7 @@ from nlprobe.commands.options import (
     workers_option,
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
+from nlprobe.commands.scores import read_scores
 from nlprobe.commands.several import own_device, several_processes
 from nlprobe.commands.sizes import sized_sites
 from nlprobe.commands.sources import Named, read_adapters, read_networks
@@ -41,13 +42,13 @@ from nlprobe.probe.measurement import Precision
 from nlprobe.results import results, write_results
 from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
 from nlprobe.suggestions import did_you_mean
-from nlprobe.tables import PaperRow, Table, distance_table
+from nlprobe.tables import Cell, PaperRow, Table, distance_table
 
 BASELINES = ("init-block", "init-all")
 
 POSITIONS = ("all", "no_prefix", "rectangle")
 
-FREE = ("format", "workers", "device", "paper", "positions", "by-site", "by-head")
+FREE = ("format", "workers", "device", "paper", "scores", "positions", "by-site", "by-head")
 """Settings that a resumed measurement may change: they do not touch what was measured."""
 
 
@@ -99,6 +100,14 @@ FREE = ("format", "workers", "device", "paper", "positions", "by-site", "by-head
 )
 @click.option("--paper", is_flag=True, help="Set the paper's printed row beside each model of the zoo.")
 @click.option(
+    "--scores",
+    "score_files",
+    multiple=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Set the networks' scores beside: what `nlprobe eval --format json` printed; repeatable.",
+)
+@click.option(
     "--positions",
     type=click.Choice(POSITIONS),
     default="all",
@@ -138,6 +147,7 @@ def command(
     centred: bool,
     precision: Precision,
     paper: bool,
+    score_files: tuple[Path, ...],
     positions: str,
     by_site: bool,
     by_head: bool,
@@ -179,10 +189,11 @@ def command(
             networks = read_networks(chosen, seed)
             if paper:
                 _refuse_unknown_to_the_paper(networks)
+            scores = read_scores(score_files, [one.label for one in networks])
             shown = open_data(data, split, limit)
             feeds = {one.label: feed(shown, one, batch_size, workers, speaks=processes.leads) for one in networks}
             _refuse_impossible(networks, feeds, baselines, sites, adapters)
-            return _Opened(networks, shown, feeds, adapters)
+            return _Opened(networks, scores, shown, feeds, adapters)
 
         place = processes.together(lambda: own_device(device, processes))
         extra, cut = processes.together(lambda: (_metrics(metrics), _rectangle(rectangle, positions)))
@@ -222,7 +233,7 @@ def command(
                 measured += measure(processes.together(one.untrained), kind="init-all")
 
         def finish() -> None:
-            table = _table(measured, found.networks, paper=paper, by_site=by_site, by_head=by_head, draws=draws)
+            table = _table(measured, found, paper=paper, by_site=by_site, by_head=by_head, draws=draws)
             payload = found.results(ctx, measured, quantities or QUANTITIES, extra)
             if out is not None:
                 with new_folder(out, force=force) as folder:
@@ -242,6 +253,7 @@ class _Opened:
     """The networks, the data, what each network is shown of them, and adapters."""
 
     networks: list[Named]
+    scores: dict[str, dict[str, Cell]]
     data: Data
     feeds: dict[str, Feed]
     adapters: tuple[Adapter, ...]
@@ -337,23 +349,23 @@ def _unfinished(ctx: click.Context, out: Path | None, *, resume: bool, force: bo
     return folder
 
 
-def _table(
-    measured: list[Measured], networks: list[Named], *, paper: bool, by_site: bool, by_head: bool, draws: int
-) -> Table:
+def _table(measured: list[Measured], found: _Opened, *, paper: bool, by_site: bool, by_head: bool, draws: int) -> Table:
     summaries = []
     for one in measured:
         for site in one.sites if by_site or by_head else (one.row,):
             summaries += [site, *(head for head in one.heads if head.site == site.site)]
     rows = {}
-    for network in networks if paper else []:
+    for network in found.networks if paper else []:
         assert network.checkpoint is not None
         cells = paper_distances(network.checkpoint.metadata["model"])
         sources = {f"Table {row.table}" for _, row in cells.values()}
         rows[network.label] = PaperRow(
             ", ".join(sorted(sources)), {quantity: text for quantity, (text, _) in cells.items()}
         )
-    untrained = [f"{one.label}: {one.network.weights}." for one in networks if isinstance(one.network.weights, Drawn)]
-    return distance_table(summaries, rows, draws=draws, notes=untrained)
+    untrained = [
+        f"{one.label}: {one.network.weights}." for one in found.networks if isinstance(one.network.weights, Drawn)
+    ]
+    return distance_table(summaries, rows, scores=found.scores, draws=draws, notes=untrained)
 
 
 def _refuse_unknown_to_the_paper(networks: list[Named]) -> None:

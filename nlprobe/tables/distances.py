@@ -67,6 +67,7 @@ def distance_table(
     summaries: Sequence[SiteSummary],
     paper: Mapping[str, PaperRow] | None = None,
     *,
+    scores: Mapping[str, Mapping[str, Cell]] | None = None,
     draws: int = 5,
     notes: Sequence[str] = (),
     title: str = "Average cosine distance between query positions",
@@ -80,6 +81,7 @@ def distance_table(
     Args:
         summaries: One for each checkpoint (its sites averaged) or for each site, and those of their null models.
         paper: The paper's rows by model label.
+        scores: Scores of the networks by model label and name, which go before the distances as in the paper.
         draws: How many redrawn blocks an `init-block` summary is the mean of.
         notes: Further sentences that the reader needs.
         title: The caption's first sentence.
@@ -93,6 +95,7 @@ def distance_table(
     with_energy = any(summary.energy for summary in summaries)
     centred = any(column.name in summary.columns for column in CENTRED for summary in summaries)
     beside = (*(CENTRED if centred else ()), *ACCOMPANYING)
+    scored = list(dict.fromkeys(name for cells in (scores or {}).values() for name in cells))
     columns = (
         Column("row", head="", show="print"),
         Column("model", show="data"),
@@ -100,6 +103,7 @@ def distance_table(
         # Where a model has a row for each site, their names are the rows' labels, which every panel repeats.
         Column("site", show="both" if one_row_each and not one_site else "data"),
         Column("head", show="data"),
+        *(Column(name, group="score") for name in scored),
         *(Column(name, group="cosine distance") for name in QUANTITIES),
         *beside,
         *(ENERGY if with_energy else ()),
@@ -111,14 +115,19 @@ def distance_table(
         places = {site: place for place, site in enumerate(dict.fromkeys(summary.site for summary in own))}
         for summary in sorted(own, key=lambda summary: places[summary.site]):
             name = model if one_row_each else summary.site if len(sites_of) == 1 else f"{model}, {summary.site}"
-            rows.append(_row(summary, name, beside, with_energy, draws))
+            of_network = summary.kind == "trained" and not summary.head
+            own_scores = (scores or {}).get(model, {}) if of_network else {}
+            cells = tuple(own_scores.get(each, Cell()) for each in scored)
+            rows.append(_row(summary, name, beside, with_energy, draws, cells))
         if paper and model in paper:
             rows.append(_paper_row(model, paper[model], columns))
     notes = (*_notes(summaries, one_site), *notes)
     return Table(title, columns, tuple(rows), notes, "tab:distances")
 
 
-def _row(summary: SiteSummary, name: str, beside: Sequence[Column], with_energy: bool, draws: int) -> Row:
+def _row(
+    summary: SiteSummary, name: str, beside: Sequence[Column], with_energy: bool, draws: int, scores: tuple[Cell, ...]
+) -> Row:
     kinds = {"init-all": "at initialisation", "init-block": f"init-block ({draws} draws)"}
     parts = [kinds[summary.kind]] if summary.kind in kinds else []
     if summary.head:
@@ -130,6 +139,7 @@ def _row(summary: SiteSummary, name: str, beside: Sequence[Column], with_energy:
         Cell(summary.kind),
         Cell(summary.site),
         Cell(summary.head or None),
+        *scores,
         *(_estimate(summary.quantities.get(name)) for name in QUANTITIES),
         *(_estimate(summary.columns.get(column.name)) for column in beside),
         *(Cell(summary.energy.get(column.name)) for column in (ENERGY if with_energy else ())),
