@@ -15,11 +15,11 @@ from nlprobe.errors import NlprobeError
 # The one-line help stands here and not in the modules, so that `nlprobe --help` need not import them.
 VERBS = {
     "demo": "Train a small non-local network, measure it and draw its attention.",
-    "data": "Write the miniature data sets.",
+    "data": "Write the miniature data sets, or look over any data set.",
     "train": "Train a model of the zoo by its recipe.",
-    "eval": "Score a checkpoint on a data set.",
+    "eval": "Score checkpoints on a data set.",
     "zoo": "List the models of the paper with their parameters and costs.",
-    "inspect": "List the attention sites of a checkpoint.",
+    "inspect": "List the attention sites of a network.",
     "stats": "Measure how much attention differs between query positions.",
     "viz": "Draw attention maps over a photograph for chosen query points.",
     "env": "Print versions and devices, for a bug report.",
