@@ -37,7 +37,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["blocks", "models", "checkpoints", "data", "libraries", "training", "stats", "probe", "plots"],
+    ["blocks", "models", "checkpoints", "data", "libraries", "training", "stats", "probe", "plots", "tables"],
 )
 def test_sub_packages_list_what_they_export(package: str) -> None:
     module = importlib.import_module(f"nlprobe.{package}")

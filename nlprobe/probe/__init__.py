@@ -7,7 +7,7 @@ The package shares its name with the function that everybody calls first, so it 
 import sys
 from types import ModuleType
 
-from nlprobe.probe.adapters import Adapter, AttentionModule
+from nlprobe.probe.adapters import Adapter, AttentionModule, PairwiseCapture
 from nlprobe.probe.audit import SiteAudit
 from nlprobe.probe.baselines import InitBlock, init_block
 from nlprobe.probe.capture import Probe, probe
@@ -19,6 +19,7 @@ __all__ = [
     "AttentionMaps",
     "AttentionModule",
     "InitBlock",
+    "PairwiseCapture",
     "Probe",
     "Site",
     "SiteAudit",

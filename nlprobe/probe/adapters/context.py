@@ -23,7 +23,11 @@ class _Call:
 
 
 class ContextAdapter:
-    """Reads the logits at the block's `mask`, context and transform at its `transform`, x and z at the block."""
+    """Reads the logits at the block's `mask`, context and transform at its `transform`, x and z at the block.
+
+    v_i is a position of x and, for scale fusion, of z − x. There are no keys, queries and products, and ω_i is the one
+    map for every i, so that the distances of `att` and of an added output are 0 by construction.
+    """
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is a `ContextBlock`."""

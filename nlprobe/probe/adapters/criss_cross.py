@@ -44,7 +44,12 @@ class _Call:
 
 
 class CrissCrossAdapter:
-    """Reads x of each step at the block's `query`, q, k, v and A·V at its `attention`, and z at the block itself."""
+    """Reads x of each step at the block's `query`, q, k, v and A·V at its `attention`, and z at the block itself.
+
+    v_i is a position of a step's x, W_k x and W_q x, and of what the step adds, γ·A·V. ω_i is the row over the column
+    and the row of i, zero elsewhere; head `composed` has the row over all positions that the steps together make, and
+    the output of the whole block.
+    """
 
     def matches(self, module: nn.Module) -> bool:
         """Whether `module` is a `CrissCross`."""
