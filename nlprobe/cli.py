@@ -21,7 +21,7 @@ VERBS = {
     "zoo": "List the models of the paper with their parameters and costs.",
     "inspect": "List the attention sites of a network.",
     "stats": "Measure how much attention differs between query positions.",
-    "viz": "Draw attention maps over a photograph for chosen query points.",
+    "viz": "Draw attention maps over photographs, or how they became alike in a training.",
     "env": "Print versions and devices, for a bug report.",
 }
 
@@ -177,7 +177,7 @@ def _explain_usage(error: click.ClickException) -> tuple[str, str]:
         cause = f"`{context.command_path if context else 'nlprobe'}` has no option `{error.option_name}`"
         return cause, _unless_list(did_you_mean(error.option_name, [*options, "--help"])) or help_line
     cause = _quoted(error.format_message().rstrip("."))
-    if isinstance(command, click.Group) and context and (unknown := re.match(r"No such command `(.*)`", cause)):
+    if isinstance(command, click.Group) and context and (unknown := re.match(r"No such command `([^`]*)`", cause)):
         verbs = command.list_commands(context)
         return f"`{context.command_path}` has no command `{unknown[1]}`", did_you_mean(unknown[1], verbs)
     if isinstance(error, click.BadParameter) and error.param and isinstance(error.param.type, click.Choice):

@@ -37,6 +37,7 @@ ALLOWED = {
     "tables": {"stats", "errors"},
     "plots": {"stats", "probe", "tables", "errors", "files"},
     "measuring": {"processes", "probe", "stats", "errors", "files"},
+    "emergence": {"measuring", "stats", "errors", "files"},
     "results": {"measuring", "stats", "tables", "plots", "files", "errors"},
     "cli": {"suggestions", "commands", "errors"},
 }

@@ -66,7 +66,8 @@ def command(
         arguments += ["--resume"] if measured.with_name("stats.partial").exists() else []
         _step("the distances, and those of its null models", "stats", stats.command, arguments)
     if not figure.with_suffix(".npz").exists():
-        arguments = ["--ckpt", str(run), "--data", str(root / "imagenet"), "--limit", "4", "--initial", "--crop"]
+        arguments = ["attention", "--ckpt", str(run), "--data", str(root / "imagenet"), "--limit", "4"]
+        arguments += ["--initial", "--crop"]
         arguments += [word for query in QUERIES for word in ("--query", query)]
         arguments += ["--out", str(figure), "--force", *place]
         _step("its attention for three query points, and before training", "viz", viz.command, arguments)

@@ -22,9 +22,11 @@ from nlprobe.commands.pretrained import Start, WeightsType, fetch, found
 from nlprobe.commands.report import result, say, wrote
 from nlprobe.commands.several import own_device
 from nlprobe.commands.training_curves import TensorBoard, TrainingCurves
+from nlprobe.commands.training_emergence import Emergence, ProbeSet, probe_options, refuse_other_images
 from nlprobe.commands.training_plan import batch, choices, plan
-from nlprobe.commands.training_progress import TrainingProgress
-from nlprobe.data import UnreadableImageError, open_dataset
+from nlprobe.commands.training_progress import TrainingProgress, Unreadable
+from nlprobe.data import open_dataset
+from nlprobe.emergence import EMERGENCE, rewind
 from nlprobe.errors import ConfigError
 from nlprobe.files import refuse_existing
 from nlprobe.models import entry
@@ -41,7 +43,7 @@ from nlprobe.training.state import BEST, STATE, clear, differences, load_state, 
 _TAKEN_OVER = (
     *("model", "data", "val_data", "recipe_name", "epochs", "batch_size", "batch_per_process", "learning_rate"),
     *("scale_lr", "amp", "accumulate", "pretrained", "pretrained_classifier", "overrides"),
-    *("seed", "device", "workers", "save_every", "tensorboard"),
+    *("seed", "device", "workers", "save_every", "tensorboard", "probe_every", "probe_images"),
 )
 
 
@@ -94,6 +96,7 @@ _TAKEN_OVER = (
     help="Also keep the state within epochs, for runs that may be killed; 0 keeps it after each epoch.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write the curves for TensorBoard, into the run's folder.")
+@probe_options
 @format_option()
 @config_option
 @dry_run_option
@@ -115,6 +118,7 @@ def command(ctx: click.Context, out: Path, format: str, dry_run: bool, force: bo
       nlprobe data miniature --out data
       nlprobe train miniature-imagenet/resnet-nl --data data/imagenet --out runs/nl
       nlprobe train --resume --out runs/nl --epochs 30
+      nlprobe train miniature-imagenet/resnet-nl --data data/imagenet --out runs/nl --probe-every 25
       torchrun --nproc-per-node 8 -m nlprobe train imagenet/resnet50-nl --data imagenet --out runs/nl --workers 8
     """
     if resume and force:
@@ -147,7 +151,7 @@ def _train(
     processes.together(lambda: started.attach_tensorboard(ctx.params["tensorboard"]))
     if processes.leads:
         say("\n".join(started.going_on()) if resume else started.plan())
-    processes.first(lambda: remove_partial(out) if resume else clear(out))
+    processes.first(lambda: started.take_up(out) if resume else clear(out))
     processes.first(lambda: write_settings(out, ctx))
     try:
         with started.shown:
@@ -200,10 +204,11 @@ class _Start:
     engine: Engine
     shown: TrainingProgress
     curves: TrainingCurves
-    unreadable: "_Unreadable"
+    unreadable: Unreadable
     asked: _Asked
     out: Path
     changed: dict[str, tuple[Any, Any]]
+    probed: ProbeSet | None
 
     @classmethod
     def of(
@@ -218,33 +223,50 @@ class _Start:
         """Make the run that was asked for, and go to where `state` was taken."""
         flags = ctx.params
         run = asked.run
-        resolved = {**run.settings(), "processes": processes.count}
+        every = flags["probe_every"]
+        probed = ProbeSet(run, every, flags["probe_images"]) if every else None
+        resolved = {**run.settings(), "processes": processes.count, **(probed.settings() if probed else {})}
         progress = state["progress"] if state else {}
         changed = differences(state["settings"]["resolved"], resolved) if state else {}
         refuse_incompatible(changed, progress.get("step", 0))
+        refuse_other_images(changed)
         kept = {"flags": _flags(ctx), "resolved": resolved}
         keeper = Keeper(out, run.metadata(versions()), kept, save_every=flags["save_every"])
-        shown, curves, unreadable = TrainingProgress(), TrainingCurves(out), _Unreadable()
-        observers: list[Observer] = [keeper]
+        shown, curves, unreadable = TrainingProgress(), TrainingCurves(out), Unreadable()
+        observers: list[Observer] = [Emergence(out, probed, unreadable)] if probed else []
+        observers.append(keeper)
         if processes.leads:
             observers += [shown, curves]
         engine = run.engine(
             device, workers=flags["workers"], observers=observers, report=unreadable, processes=processes
         )
+        if probed:
+            probed.refuse_no_site(engine.model)
         if state:
             engine.load_state(state)
-        return cls(run, engine, shown, curves, unreadable, asked, out, changed)
+        return cls(run, engine, shown, curves, unreadable, asked, out, changed, probed)
+
+    @property
+    def done(self) -> int:
+        """Finished steps."""
+        return self.engine.progress.epoch * self.engine.steps_per_epoch + self.engine.progress.step
+
+    def take_up(self, out: Path) -> None:
+        """Remove what belongs to later steps than the run goes on from, and what is half-written."""
+        remove_partial(out)
+        rewind(out / EMERGENCE, self.done)
 
     def attach_tensorboard(self, wanted: bool) -> None:
         """Let TensorBoard look on too, in the process that writes."""
-        at = self.engine.progress
         if wanted and self.engine.processes.leads:
-            done = at.epoch * self.engine.steps_per_epoch + at.step
-            self.engine.observers.append(TensorBoard(self.out / "tensorboard", done, len(at.curve)))
+            points = len(self.engine.progress.curve)
+            self.engine.observers.append(TensorBoard(self.out / "tensorboard", self.done, points))
 
     def plan(self) -> str:
         """The run in a few lines."""
         text = plan(self.run, self.engine.device, self.out, self.engine.processes, self.asked.own_rate)
+        if self.probed:
+            text += f"\nprobe: {self.probed}, into {EMERGENCE}"
         weights = self.asked.weights
         if weights.missing is None:
             return text
@@ -301,6 +323,10 @@ def _run(ctx: click.Context, processes: Processes) -> _Asked:
         DataError: the data cannot be trained on.
     """
     flags = ctx.params
+    if not flags["probe_every"] and ctx.get_parameter_source("probe_images") is ParameterSource.COMMANDLINE:
+        raise ConfigError(
+            "`--probe-images` without `--probe-every` measures nothing", "say how often: --probe-every 100"
+        )
     if not flags["model"]:
         raise ConfigError("no model is named", "give MODEL, a name from `nlprobe zoo`; or go on with a run by --resume")
     if not flags["data"]:
@@ -357,21 +383,3 @@ def _best(engine: Engine, out: Path) -> Table:
     columns = [Column(name) for name in ("run", "epoch", *(name.removeprefix("val_") for name in scores))]
     cells = [[str(out), row["epoch"], *(row[name] for name in scores)] for row in rows]
     return Table.of("The best epoch on the validation set", columns, cells)
-
-
-class _Unreadable:
-    """Names each image that cannot be read once, the first few at once and all of them by number at the end."""
-
-    _NAMED = 5
-
-    def __init__(self) -> None:
-        self._names: set[str] = set()
-
-    def __call__(self, error: UnreadableImageError) -> None:
-        if error.image not in self._names and len(self._names) < self._NAMED:
-            say(f"left out: {error.cause}")
-        self._names.add(error.image)
-
-    def summarise(self) -> None:
-        if self._names:
-            say(f"images that could not be read and were left out: {len(self._names)}")

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nlprobe.commands.report import SECONDS_BETWEEN_LINES, say
+from nlprobe.data import UnreadableImageError
 from nlprobe.training import Engine, Observer
 
 NOTEWORTHY_WAIT = 0.1
@@ -76,6 +77,26 @@ class TrainingProgress(Observer):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Unreadable:
+    """Names each image that cannot be read once, the first few at once and all of them by number at the end."""
+
+    _NAMED = 5
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def __call__(self, error: UnreadableImageError) -> None:
+        """Note one."""
+        if error.image not in self._names and len(self._names) < self._NAMED:
+            say(f"left out: {error.cause}")
+        self._names.add(error.image)
+
+    def summarise(self) -> None:
+        """Say how many there were."""
+        if self._names:
+            say(f"images that could not be read and were left out: {len(self._names)}")
 
 
 def _new_bar(engine: Engine) -> "tqdm[Any]":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from nlprobe.commands.figures import Target, figure_options
 from nlprobe.commands.options import (
     Chosen,
     config_option,
@@ -22,11 +23,11 @@ from nlprobe.commands.options import (
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
 from nlprobe.commands.sources import Named, read_adapters, read_networks
+from nlprobe.commands.viz_emergence import command as emergence
 from nlprobe.data import Preprocessing, open_dataset
 from nlprobe.data.part import Part
 from nlprobe.errors import ConfigError
-from nlprobe.files import refuse_existing
-from nlprobe.plots import FORMATS, attention_data, draw_attention, save_figure
+from nlprobe.plots import attention_data, draw_attention, save_figure
 from nlprobe.probe import AttentionMaps, attention_map
 from nlprobe.tables import Cell, Column, Row, Table
 
@@ -42,8 +43,8 @@ class DefaultsToAttention(click.Group):
     """`nlprobe viz --ckpt …` is `nlprobe viz attention --ckpt …`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default in front of anything that is neither a figure nor a plea for help."""
-        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+        """Put the default in front of any flag but a plea for help; a word is the name of a figure, or misspelt."""
+        if args and args[0].startswith("-") and args[0] not in ("--help", "-h"):
             args = ["attention", *args]
         return super().parse_args(ctx, args)
 
@@ -75,6 +76,9 @@ class QueryType(click.ParamType):
 @click.group("viz", cls=DefaultsToAttention)
 def command() -> None:
     """Draw figures; `nlprobe viz --ckpt …` draws attention maps."""
+
+
+command.add_command(emergence)
 
 
 @command.command("attention")
@@ -118,16 +122,7 @@ def command() -> None:
     help="Upper end of an image's colour scale, of all its weights.",
 )
 @click.option("--crop", is_flag=True, help="Cut the images as for measuring, instead of showing them whole.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Path of the figure; the ending is optional."
-)
-@click.option(
-    "--figure-format",
-    "formats",
-    multiple=True,
-    type=click.Choice(FORMATS),
-    help="png, pdf or svg; repeatable. By default all, or the ending of --out.",
-)
+@figure_options
 @format_option()
 @device_option
 @config_option
@@ -163,17 +158,14 @@ def attention(
 
     \b
     Examples:
-      nlprobe viz --ckpt runs/nl --image dog.jpg --query 120,200 --query 40,310 --out figure2
-      nlprobe viz --ckpt runs/nl --data photos --limit 6 --difference --out figure2.pdf
-      nlprobe viz --model timm:vit_base_patch16_224 --weights vit.safetensors --image dog.jpg --site blocks.3.attn
-        --query 50%,25% --head 0 --out head0
+      nlprobe viz attention --ckpt runs/nl --image dog.jpg --query 120,200 --query 40,310 --out figure2
+      nlprobe viz attention --ckpt runs/nl --data photos --limit 6 --difference --out figure2.pdf
+      nlprobe viz attention --model timm:vit_base_patch16_224 --weights vit.safetensors --image dog.jpg
+        --site blocks.3.attn --query 50%,25% --head 0 --out head0
     """
     place = resolve_device(device)
-    ending = out.suffix.lstrip(".")
-    kinds = formats or ((ending,) if ending in FORMATS else FORMATS)
-    stem = out.with_suffix("") if ending in FORMATS else out
-    for kind in (*kinds, "csv", "npz"):
-        refuse_existing(stem.with_name(f"{stem.name}.{kind}"), force=force)
+    target = Target.of(out, formats)
+    target.refuse_existing(("csv", "npz"), force=force)
     adapters = read_adapters(chosen.adapters)
     networks = read_networks(chosen)
     for one in networks:
@@ -205,7 +197,8 @@ def attention(
     figure = draw_attention(found, difference=difference, percentile=percentile, smooth=smooth)
     arrays = {f"maps_{index}": maps.maps for index, maps in enumerate(found)}
     arrays |= {f"mean_{index}": maps.mean for index, maps in enumerate(found)}
-    for path in save_figure(figure, stem, formats=kinds, data=attention_data(found, percentile), arrays=arrays):
+    data = attention_data(found, percentile)
+    for path in save_figure(figure, target.stem, formats=target.formats, data=data, arrays=arrays):
         wrote(path)
     result(_table(found).render(format, width=terminal_width()))
 

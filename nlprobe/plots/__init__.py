@@ -3,6 +3,7 @@
 from nlprobe.plots.attention import attention_data, draw_attention
 from nlprobe.plots.curves import curve_data, draw_curves
 from nlprobe.plots.distances import distance_data, draw_distances
+from nlprobe.plots.emergence import draw_emergence, emergence_data
 from nlprobe.plots.save import FORMATS, save_figure
 from nlprobe.plots.style import style
 
@@ -14,6 +15,8 @@ __all__ = [
     "draw_attention",
     "draw_curves",
     "draw_distances",
+    "draw_emergence",
+    "emergence_data",
     "save_figure",
     "style",
 ]

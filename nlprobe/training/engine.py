@@ -34,6 +34,9 @@ class Observer:
     In several processes, one that takes part in what all do together (such as `Engine.state`) has to look on in all.
     """
 
+    def started(self, engine: "Engine") -> None:
+        """The training begins, or goes on, where `engine.progress` says."""
+
     def step_done(self, engine: "Engine") -> None:
         """A step is done; the sums of `engine.progress` include it on a CPU, and lag a few steps elsewhere."""
 
@@ -99,6 +102,8 @@ class Engine:
         with interruption_noted() as interrupted, self.processes.watched(lambda: f"in {self._where()}"):
             if self.processes.count > 1:
                 self._network = DistributedDataParallel(self.model)
+            for observer in self.observers:
+                observer.started(self)
             while self.progress.epoch < self.recipe.epochs:
                 started, before, self._waited = time.perf_counter(), self.progress.images, 0.0
                 finished = self._train_epoch(interrupted)
@@ -124,14 +129,22 @@ class Engine:
         Raises:
             NlprobeError: a weight is not finite, so that nobody should go on from here.
         """
-        self._read_losses(False)
-        self.processes.together(self._refuse_broken_weights)
+        self.refuse_broken()
         return {
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
             "progress": vars(self.progress).copy(),
         }
+
+    def refuse_broken(self) -> None:
+        """Make sure that losses and weights are finite; all processes have to ask together.
+
+        Raises:
+            NlprobeError: one is not.
+        """
+        self._read_losses(False)
+        self.processes.together(self._refuse_broken_weights)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go to where `state` was taken; the optimiser's numbers stay those of the recipe."""

@@ -17,6 +17,8 @@ BEST = "best.safetensors"
 LOG = "log.csv"
 CURVES = "curves"
 FILES = (STATE, LAST, BEST, LOG, *(f"{CURVES}.{ending}" for ending in ("csv", "png", "pdf", "svg")))
+ON_REQUEST = ("emergence.csv",)
+"""Files that only some runs have."""
 
 FORMAT = "nlprobe training state"
 FORMAT_VERSION = 1
@@ -37,14 +39,14 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 def clear(folder: Path) -> None:
     """Remove the files of a run, and what a killed one left half-written; other files stay."""
-    for name in FILES:
+    for name in (*FILES, *ON_REQUEST):
         (folder / name).unlink(missing_ok=True)
     remove_partial(folder)
 
 
 def remove_partial(folder: Path) -> None:
     """Remove what a killed run left half-written under a temporary name."""
-    for name in FILES:
+    for name in (*FILES, *ON_REQUEST):
         for leftover in folder.glob(f".{name}.*.partial"):
             leftover.unlink(missing_ok=True)
 
