@@ -259,8 +259,7 @@ class _Start:
     def attach_tensorboard(self, wanted: bool) -> None:
         """Let TensorBoard look on too, in the process that writes."""
         if wanted and self.engine.processes.leads:
-            points = len(self.engine.progress.curve)
-            self.engine.observers.append(TensorBoard(self.out / "tensorboard", self.done, points))
+            self.engine.observers.append(TensorBoard(self.out / "tensorboard"))
 
     def plan(self) -> str:
         """The run in a few lines."""

@@ -46,22 +46,30 @@ class TrainingCurves(Observer):
 class TensorBoard(Observer):
     """Writes the same numbers as TensorBoard reads them.
 
+    A run that goes on hides what it wrote before and writes all of it anew: a kill may have come after events of steps
+    that are taken again, and before events of steps that are not had reached the disk.
+
     Args:
         folder: Where its event files go.
-        step: Steps that are done already; what an earlier part of the run wrote about later ones is hidden.
-        points: Points of the curves that an earlier part of the run wrote.
 
     Raises:
         MissingExtraError: TensorBoard is not installed.
     """
 
-    def __init__(self, folder: Path, step: int = 0, points: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtraError("tensorboard", "tensorboard", "`--tensorboard`") from error
-        self._writer = SummaryWriter(str(folder), purge_step=step)
-        self._points = points
+        self._writer = SummaryWriter(str(folder), purge_step=0)
+        self._points = 0
+
+    def started(self, engine: Engine) -> None:
+        """Write what earlier parts of the run have measured."""
+        self.step_done(engine)
+        for row in engine.progress.history:
+            self._write_scores(engine, row)
+        self._writer.flush()
 
     def step_done(self, engine: Engine) -> None:
         """Write the points of the curves that are new."""
@@ -76,13 +84,16 @@ class TensorBoard(Observer):
     def epoch_done(self, engine: Engine, row: Mapping[str, Any], best: bool) -> None:
         """Write the scores."""
         self.step_done(engine)
-        for name, value in row.items():
-            if name.startswith("val_"):
-                step = row["epoch"] * engine.steps_per_epoch
-                self._writer.add_scalar(f"val/{name.removeprefix('val_')}", value, step)
+        self._write_scores(engine, row)
         self._writer.flush()
 
     def interrupted(self, engine: Engine) -> None:
         """Write what is left."""
         self.step_done(engine)
         self._writer.flush()
+
+    def _write_scores(self, engine: Engine, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if name.startswith("val_"):
+                step = row["epoch"] * engine.steps_per_epoch
+                self._writer.add_scalar(f"val/{name.removeprefix('val_')}", value, step)

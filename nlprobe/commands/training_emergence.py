@@ -17,13 +17,13 @@ from nlprobe.data import Batches, data_fingerprint
 from nlprobe.data.loading import Report
 from nlprobe.data.part import Part
 from nlprobe.emergence import EMERGENCE, measure_step, read_emergence, write_emergence
-from nlprobe.errors import ConfigError
+from nlprobe.errors import ConfigError, NlprobeError
 from nlprobe.probe.sites import known_sites
 from nlprobe.training import Engine, Observer
 from nlprobe.training.run import Run
 
 BATCH = 8
-"""Images in a forward pass, as in `nlprobe stats`, whose numbers these are to the bit."""
+"""Images in a forward pass, as in `nlprobe stats`."""
 
 SETTINGS = "probe."
 
@@ -135,14 +135,20 @@ class Emergence(Observer):
 
     def _add(self, engine: Engine) -> None:
         started, done = time.perf_counter(), _done(engine)
-        lines = measure_step(
-            engine.model,
-            lambda start: self._probed.batches(self._report, start),
-            step=done,
-            steps_per_epoch=engine.steps_per_epoch,
-            images_per_step=engine.recipe.batch_size,
-            device=engine.device,
-        )
+        try:
+            lines = measure_step(
+                engine.model,
+                lambda start: self._probed.batches(self._report, start),
+                step=done,
+                steps_per_epoch=engine.steps_per_epoch,
+                images_per_step=engine.recipe.batch_size,
+                device=engine.device,
+            )
+        except NlprobeError as error:
+            raise type(error)(
+                f"measuring after step {done}: {error.cause}",
+                f"{error.remedy}; to go on from the last state without measuring: --resume --probe-every 0",
+            ) from error
         first = self._lines.empty
         self._lines = lines if first else pd.concat([self._lines, lines], ignore_index=True)
         write_emergence(self._path, self._lines)

@@ -23,7 +23,7 @@ from nlprobe.commands.options import (
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
 from nlprobe.commands.sources import Named, read_adapters, read_networks
-from nlprobe.commands.viz_emergence import command as emergence
+from nlprobe.commands.viz_emergence import emergence
 from nlprobe.data import Preprocessing, open_dataset
 from nlprobe.data.part import Part
 from nlprobe.errors import ConfigError

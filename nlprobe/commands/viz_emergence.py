@@ -2,7 +2,9 @@
 
 import fnmatch
 from collections import Counter
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import pandas as pd
@@ -26,7 +28,7 @@ from nlprobe.tables import Cell, Column, Row, Table
 @format_option()
 @config_option
 @force_option
-def command(
+def emergence(
     runs: tuple[Path, ...],
     labels: tuple[str, ...],
     sites: tuple[str, ...],
@@ -118,13 +120,15 @@ def _table(frames: dict[str, pd.DataFrame]) -> Table:
     )
     rows = []
     for name, frame in frames.items():
-        for (site, quantity, measure), own in frame.groupby(["site", "quantity", "measure"], sort=False):
-            first, last = own.loc[own["step"].idxmin()], own.loc[own["step"].idxmax()]
+        for _, own in frame.groupby(["site", "quantity", "measure"], sort=False):
+            lines = own.sort_values("step").to_dict("records")
+            first, last = lines[0], lines[-1]
+            names = [Cell(first[key]) for key in ("site", "quantity", "measure")]
             ends = [cell for one in (first, last) for cell in (Cell(int(one["step"])), _value(one))]
-            rows.append(Row((Cell(name), Cell(site), Cell(quantity), Cell(measure), *ends, Cell(int(last["n"])))))
+            rows.append(Row((Cell(name), *names, *ends, Cell(int(last["n"])))))
     return Table("The first and the last measurement", columns, tuple(rows))
 
 
-def _value(line: pd.Series) -> Cell:
+def _value(line: Mapping[Hashable, Any]) -> Cell:
     text = "0 (by construction)" if line["by_construction"] else None
     return Cell(float(line["mean"]), float(line["low"]), float(line["high"]), text=text)

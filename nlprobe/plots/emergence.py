@@ -199,7 +199,7 @@ def _panels(width: float, pairs: int, across: int, *, legend: float) -> tuple[Fi
         left=0.5 / width,
         right=1 - 0.1 / width,
         bottom=(legend + 0.35) / height,
-        top=1 - 0.4 / height,
+        top=1 - (0.4 if across > 2 else 0.28) / height,
         hspace=0.2,
         wspace=0.12,
     )
@@ -214,15 +214,15 @@ def _draw_line(axes: Axes, rows: pd.DataFrame, look: _Look, logarithmic: bool) -
     steps, mean = rows["step"].to_numpy(), rows["mean"].to_numpy(dtype=float)
     zero = (mean <= 0) & logarithmic
     visible = np.where(zero, np.nan, mean)
-    ends = [np.where(np.isnan(visible), np.nan, rows[end].to_numpy(dtype=float)) for end in ("low", "high")]
+    low, high = (np.where(np.isnan(visible), np.nan, rows[end].to_numpy(dtype=float)) for end in ("low", "high"))
     if logarithmic:
         # An interval that reaches down to 0 reaches down to the foot of the axis.
-        ends[0] = np.where(ends[0] <= 0, np.finfo(float).tiny, ends[0])
-    dots = {"marker": "o", "markersize": 2.0} if len(rows) <= POINTS_WITH_DOTS else {}
+        low = np.where(low <= 0, np.finfo(float).tiny, low)
+    dots = "o" if len(rows) <= POINTS_WITH_DOTS else ""
     # Broken lines lie above whole ones, which show through them where they run together.
     above = 3 if look.dashes[1] else 2
-    axes.plot(steps, visible, color=look.colour, linestyle=look.dashes, zorder=above, **dots)
-    axes.fill_between(steps, *ends, color=look.colour, alpha=BAND, linewidth=0)
+    axes.plot(steps, visible, color=look.colour, linestyle=look.dashes, zorder=above, marker=dots, markersize=2)
+    axes.fill_between(steps, low, high, color=look.colour, alpha=BAND, linewidth=0)
     for mark, where in ((UNDEFINED, np.isnan(mean)), (ZERO, zero)):
         if where.any():
             axes.plot(

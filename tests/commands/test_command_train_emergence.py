@@ -1,4 +1,4 @@
-"""`nlprobe train --probe-every`: it measures on the way, leaves the training as it is, and survives what a run survives."""
+"""`nlprobe train --probe-every`: it measures on the way, leaves the training as it is, and survives what that does."""
 
 import json
 import os
@@ -81,16 +81,18 @@ def test_the_last_lines_are_what_stats_measures_of_the_last_checkpoint(data: Pat
     last = frame[frame["step"] == 6].set_index(["quantity", "measure"])
     for quantity, estimate in site["quantities"].items():
         line = last.loc[(quantity, "avg_dist")]
-        assert [line[name] for name in ("mean", "low", "high", "n")] == [
-            estimate[name] for name in ("mean", "low", "high", "n")
-        ]
+        # Up to rounding: training has its weights in another memory order.
+        for name in ("mean", "low", "high"):
+            assert line[name] == pytest.approx(estimate[name], rel=1e-5)
+        assert line["n"] == estimate["n"]
     for name, estimate in site["columns"].items():
         (line,) = [row for (_, measure), row in last.iterrows() if measure == name]
-        assert line["mean"] == estimate["mean"]
-    assert last.loc["output"].loc[list(site["energy"]), "mean"].to_dict() == site["energy"]
+        assert line["mean"] == pytest.approx(estimate["mean"], rel=1e-5)
+    shares = last.loc["output"].loc[list(site["energy"]), "mean"].to_dict()
+    assert shares == pytest.approx(site["energy"], rel=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("steps", [2, 5])
 def test_a_stopped_run_goes_on_to_the_same_records(
     data: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
@@ -170,12 +172,13 @@ def test_force_removes_the_records_of_the_run_before(data: Path, tmp_path: Path)
     assert not (tmp_path / "run" / "emergence.csv").exists()
 
 
-def test_weights_that_are_not_finite_are_told_in_words_of_the_training(data: Path, tmp_path: Path, capsys) -> None:
+def test_what_cannot_be_measured_names_the_step_and_the_way_on(data: Path, tmp_path: Path, capsys) -> None:
     more = ["--learning-rate", "1e30", "--set", "schedule.warmup_epochs=0", "--probe-every", "1"]
     assert train(data, tmp_path / "run", *more) == 1
     err = capsys.readouterr().err
-    assert "finite" in err or "the loss is" in err
-    assert "is off by" not in err
+    assert "error: measuring after step 1: " in err
+    assert "holds NaN or infinity" in err
+    assert "--resume --probe-every 0" in err
     assert list(read_emergence(tmp_path / "run" / "emergence.csv")["step"].unique()) == [0]
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nlprobe.data import write_miniature_imagenet
+from nlprobe.emergence import read_emergence
 from nlprobe.training.state import load_state
 
 pytestmark = pytest.mark.slow
@@ -117,6 +118,28 @@ def test_a_killed_process_ends_the_others_in_words_and_the_run_goes_on_to_the_sa
     assert "going on in epoch" in err
     assert files(out) == files(whole)
     assert measured(out) == measured(whole)
+
+
+def test_two_processes_measure_on_the_way_and_a_killed_run_goes_on_to_the_same_records(
+    data: Path, tmp_path: Path, whole: Path
+) -> None:
+    probed = ["--accumulate", "2", "--probe-every", "4", "--probe-images", "6"]
+    code, _, err = finish(start(*new(data, tmp_path / "probed", 6), *probed))
+    assert code == 0, err
+    assert err.count("probed after step 0") == 1
+    assert files(tmp_path / "probed") == files(whole)
+    records = read_emergence(tmp_path / "probed" / "emergence.csv")
+    assert list(records["step"].unique()) == [0, 4, 8, 12, 16, 20, 24, 28, 30]
+    out = tmp_path / "killed"
+    process = start(*new(data, out, 6), *probed, "--save-every", "2")
+    wait_for(out / "state.pt", process)
+    (victim,) = [pid for pid in children(process.pid) if rank_of(pid) == "0"]
+    os.kill(victim, signal.SIGKILL)
+    assert finish(process)[0] != 0
+    code, _, err = finish(start("--resume", "--out", str(out)))
+    assert code == 0, err
+    assert (out / "emergence.csv").read_bytes() == (tmp_path / "probed" / "emergence.csv").read_bytes()
+    assert files(out) == files(whole)
 
 
 def test_ctrl_c_stops_all_processes_at_one_step_and_the_run_goes_on_to_the_same_bits(

@@ -1,13 +1,12 @@
 """The curves of a run: as a figure with its data, and for TensorBoard."""
 
+import shutil
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pandas as pd
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nlprobe.cli import run
 from nlprobe.data import write_miniature_imagenet
@@ -34,49 +33,44 @@ def test_a_run_leaves_its_curves(arguments: list[str], tmp_path: Path) -> None:
         assert (tmp_path / "run" / f"curves.{ending}").stat().st_size > 0
 
 
-@dataclass
-class Writer:
-    """What TensorBoard's writer would have been told."""
-
-    log_dir: str
-    purge_step: int
-    scalars: list[tuple[str, float, int]] = field(default_factory=list)
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        self.scalars.append((name, value, step))
-
-    def flush(self) -> None:
-        pass
+def scalars(folder: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a curve as TensorBoard shows it."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    found = events.Scalars(name)
+    return [event.step for event in found], [event.value for event in found]
 
 
-@pytest.fixture
-def writers(monkeypatch: pytest.MonkeyPatch) -> list[Writer]:
-    """The writers that were made; the package itself is not needed for that."""
-    made: list[Writer] = []
-
-    def make(log_dir: str, purge_step: int) -> Writer:
-        made.append(Writer(log_dir, purge_step))
-        return made[-1]
-
-    module: Any = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = make
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    return made
-
-
-def test_tensorboard_gets_every_point_once_also_after_a_resume(
-    arguments: list[str], tmp_path: Path, writers: list[Writer]
+def test_tensorboard_shows_every_point_once_also_after_a_resume_and_a_kill(
+    arguments: list[str], tmp_path: Path
 ) -> None:
+    out = tmp_path / "run"
+    resume = ["train", "--resume", "--out", str(out), "--epochs", "2"]
     assert run([*arguments, "--epochs", "1", "--tensorboard"]) == 0
-    assert run(["train", "--resume", "--out", str(tmp_path / "run"), "--epochs", "2"]) == 0
-    first, second = writers
-    assert first.log_dir == str(tmp_path / "run" / "tensorboard")
-    assert (first.purge_step, second.purge_step) == (0, 3)
-    steps = [step for writer in writers for name, _, step in writer.scalars if name == "train/loss"]
-    assert steps == [1, 2, 3, 4, 5, 6]
-    scores = [(step, value) for writer in writers for name, value, step in writer.scalars if name == "val/top1"]
-    log = pd.read_csv(tmp_path / "run" / "log.csv")
-    assert scores == list(zip([3, 6], log["val_top1"], strict=True))
+    state = (out / "state.pt").read_bytes()
+    assert run(resume) == 0
+    # As if a kill had come after the second epoch's events and before its state.
+    (out / "state.pt").write_bytes(state)
+    assert run(resume) == 0
+    check_events(out)
+    # As if it had come before the events reached the disk.
+    shutil.rmtree(out / "tensorboard")
+    assert run(resume) == 0
+    check_events(out)
+
+
+def check_events(out: Path) -> None:
+    """Every point of the curves is there once."""
+    log, curves = pd.read_csv(out / "log.csv"), pd.read_csv(out / "curves.csv")
+    for name in ("loss", "top1", "learning_rate"):
+        steps, values = scalars(out / "tensorboard", f"train/{name}")
+        assert steps == [1, 2, 3, 4, 5, 6]
+        own = curves[(curves["measure"] == name) & (curves["split"] == "train")]
+        assert values == pytest.approx(own["value"].tolist(), rel=1e-6)
+    for name in ("loss", "top1", "top5"):
+        steps, values = scalars(out / "tensorboard", f"val/{name}")
+        assert steps == [3, 6]
+        assert values == pytest.approx(log[f"val_{name}"].tolist(), rel=1e-6)
 
 
 def test_without_tensorboard_the_flag_names_what_to_install(
