@@ -7,7 +7,7 @@ energy.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from nlprobe.errors import DataError
 from nlprobe.files import atomic_path
-from nlprobe.measuring import Batches, measure_network
+from nlprobe.measuring import Inputs, measure_network
 from nlprobe.stats.intervals import Estimate
 from nlprobe.stats.records import ACCOMPANYING
 from nlprobe.stats.summary import SiteSummary
@@ -36,7 +36,7 @@ _NUMBERS = {"epoch", "mean", "low", "high"}
 
 def measure_step(
     model: nn.Module,
-    batches: Batches,
+    batches: Iterable[tuple[Inputs, Sequence[str]]],
     *,
     step: int,
     steps_per_epoch: int,
@@ -50,7 +50,7 @@ def measure_step(
 
     Args:
         model: The network, as the step left it.
-        batches: The probe set.
+        batches: One pass over the probe set: the inputs of each forward call and the names of its images.
         step: Finished steps.
         steps_per_epoch: Of the training.
         images_per_step: Of the training.
@@ -64,7 +64,7 @@ def measure_step(
         CaptureError: the audit failed.
     """
     with _as_it_was(model, torch.device(device)):
-        measured = measure_network(model, batches, label="network", device=device)[0]
+        measured = measure_network(model, lambda _start, _step: batches, label="network", device=device)[0]
     place = {"step": step, "epoch": step / steps_per_epoch, "images_seen": step * images_per_step}
     lines = [{**place, **line} for site in measured.sites for line in _lines(site)]
     return pd.DataFrame(lines, columns=list(COLUMNS))

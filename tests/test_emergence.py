@@ -13,8 +13,8 @@ from nlprobe.stats.records import QUANTITIES
 IMAGES = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
 
-def batches(start: int = 0):
-    for first in range(2 * start, len(IMAGES), 2):
+def batches():
+    for first in range(0, len(IMAGES), 2):
         yield IMAGES[first : first + 2], [f"image{number}" for number in range(first, first + 2)]
 
 
@@ -30,7 +30,7 @@ def network(name: str = "miniature-imagenet/resnet-nl", *, trained: bool = True)
 
 
 def measure(model: torch.nn.Module, step: int = 50) -> pd.DataFrame:
-    return measure_step(model, batches, step=step, steps_per_epoch=20, images_per_step=8)
+    return measure_step(model, batches(), step=step, steps_per_epoch=20, images_per_step=8)
 
 
 def test_modes_running_statistics_and_random_generators_stay_as_they_were() -> None:
@@ -51,12 +51,12 @@ def test_modes_running_statistics_and_random_generators_stay_as_they_were() -> N
 def test_modes_come_back_when_measuring_fails() -> None:
     model = network().train()
 
-    def broken(start: int = 0):
+    def broken():
         yield IMAGES[:2], ["a", "b"]
         raise DataError("gone", "bring it back")
 
     with pytest.raises(DataError, match="gone"):
-        measure_step(model, broken, step=0, steps_per_epoch=1, images_per_step=1)
+        measure_step(model, broken(), step=0, steps_per_epoch=1, images_per_step=1)
     assert all(module.training for module in model.modules())
 
 

@@ -73,11 +73,11 @@ class ProbeSet:
         fingerprint = data_fingerprint(self.part())
         return {f"{SETTINGS}every": self.every, **{f"{SETTINGS}{key}": value for key, value in fingerprint.items()}}
 
-    def batches(self, report: Report, start: int = 0) -> Iterator[tuple[torch.Tensor, list[str]]]:
+    def batches(self, report: Report) -> Iterator[tuple[torch.Tensor, list[str]]]:
         """One pass over them."""
         preprocessing = self.run.recipe.preprocessing
         together = BATCH if preprocessing.crop else 1
-        for batch in Batches(self.part(), preprocessing.transform(), together, report=report).epoch(0, start):
+        for batch in Batches(self.part(), preprocessing.transform(), together, report=report):
             yield batch.images, batch.ids
 
     def refuse_no_site(self, network: nn.Module) -> None:
@@ -138,7 +138,7 @@ class Emergence(Observer):
         try:
             lines = measure_step(
                 engine.model,
-                lambda start: self._probed.batches(self._report, start),
+                self._probed.batches(self._report),
                 step=done,
                 steps_per_epoch=engine.steps_per_epoch,
                 images_per_step=engine.recipe.batch_size,
