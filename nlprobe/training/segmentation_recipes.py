@@ -91,7 +91,7 @@ MINIATURE_CITYSCAPES = SegmentationRecipe(
     epochs=6,
     batch_size=8,
     channels_last=True,
-    optimiser=Optimiser(learning_rate=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norms=False),
+    optimiser=Optimiser(learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_norms=False),
     schedule=Schedule(kind="polynomial", unit="step", power=0.9, warmup_epochs=1.0),
     augmentation=JointAugmentation(scale=(0.8, 1.25), crop=128, flip=0.0),
     window=128,
