@@ -111,7 +111,8 @@ def command(ctx: click.Context, out: Path, format: str, dry_run: bool, force: bo
     curves. Ctrl-C or SIGTERM ends the current step and leaves a run that goes on to the same weights as one that
     was never stopped. The best epoch goes to stdout.
 
-    Under `torchrun` the processes share each batch, one GPU each; what they learn is what one process would.
+    Under `torchrun` the processes share each batch, one GPU each; they learn what one process would, but for dropout
+    and for batch norm other than `sync`.
 
     \b
     Examples:

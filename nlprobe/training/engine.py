@@ -2,7 +2,8 @@
 
 Nothing in it is random but what is seeded by (seed, epoch, step), and nothing depends on what came before but what
 `state` holds; so a run that was stopped anywhere goes on to the same bits. In several processes each takes its part of
-every batch, and all of them together do what one would do alone.
+every batch, and all of them together do what one would do alone, but for dropout and for batch norm that is not
+synchronised.
 """
 
 import math

@@ -14,7 +14,9 @@ from checkpoints_on_disk import write_checkpoint
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from nlprobe.data import open_dataset, write_miniature_imagenet
+from nlprobe.data import open_dataset, write_miniature_cityscapes, write_miniature_imagenet
+from nlprobe.data.cityscapes import CLASSES
+from nlprobe.training import recipe
 
 pytestmark = pytest.mark.slow
 
@@ -319,3 +321,22 @@ def test_eval_ends_in_all_processes_where_one_fails(labelled: Path, checkpoint: 
     assert out == ""
     assert err.count("they differ, for one in") == err.count("error: ") == 1
     assert "exitcode  : 4 " in err
+
+
+def test_eval_of_segmentation_has_the_same_bits_and_pictures_from_any_number_of_processes(tmp_path: Path) -> None:
+    root = write_miniature_cityscapes(tmp_path / "data", train=2, val=5)
+    settings = recipe("miniature-cityscapes")
+    described = {"recipe": settings.as_dict(), "preprocessing": settings.preprocessing.as_dict()}
+    known = write_checkpoint(
+        tmp_path / "best.safetensors", "miniature-cityscapes/resnet-gc", classes=list(CLASSES), **described
+    )
+    arguments = ["eval", "--ckpt", known, "--data", root, "--device", "cpu", "--format", "json", "--by-class"]
+    outs, pictures = {}, {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        outs[count], _ = done(folder, *arguments, "--flip", "--predictions", "predicted", processes=count)
+        pictures[count] = {path.name: path.read_bytes() for path in (folder / "predicted").rglob("*.png")}
+    assert outs[1] == outs[2]
+    assert json.loads(outs[1])[-1]["class"] == "mean"
+    assert pictures[1] == pictures[2]
+    assert len(pictures[1]) == 2 * 5

@@ -1,5 +1,7 @@
 """`torchrun -m nlprobe train` with two real processes: the same weights as one, and what happens when one dies."""
 
+import csv
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nlprobe.data import write_miniature_imagenet
+from nlprobe.cli import run
+from nlprobe.data import write_miniature_cityscapes, write_miniature_imagenet
 from nlprobe.emergence import read_emergence
 from nlprobe.training.state import load_state
 
@@ -80,6 +83,22 @@ def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, whole: 
     one, two = load_file(tmp_path / "one" / "last.safetensors"), load_file(whole / "last.safetensors")
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_processes_score_streets_as_one_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The head's norms and dropout see a process's own images, so the weights are not those of one process.
+    streets, out = write_miniature_cityscapes(tmp_path / "data", train=16, val=5), tmp_path / "run"
+    small = ["--device", "cpu", "--batch-size", "4", "--epochs", "1", "--set", "augmentation.crop=64"]
+    code, _, err = finish(start("miniature-cityscapes/resnet-gc", "--data", str(streets), "--out", str(out), *small))
+    assert code == 0, err
+    (logged,) = csv.DictReader((out / "log.csv").read_text().splitlines())
+    last = out / "last.safetensors"
+    assert run(["eval", "--ckpt", str(last), "--data", str(streets), "--device", "cpu", "--format", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["images"] == 5
+    # A pixel whose two best classes are equal but for rounding may fall either way.
+    for name in ("miou", "pixel_accuracy", "loss"):
+        assert row[name] == pytest.approx(float(logged[f"val_{name}"]), rel=1e-4), name
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:

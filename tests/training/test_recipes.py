@@ -19,16 +19,31 @@ def test_imagenet_is_section_5_2_of_the_paper() -> None:
     assert (paper.preprocessing.resize, paper.preprocessing.crop) == (256, 224)
 
 
+def test_cityscapes_is_section_5_4_of_the_paper() -> None:
+    paper = recipe("cityscapes")
+    assert (paper.task, paper.epochs, paper.batch_size, paper.batch_norm) == ("segmentation", 160, 8, "sync")
+    assert (paper.optimiser.kind, paper.optimiser.learning_rate, paper.optimiser.momentum) == ("sgd", 0.01, 0.9)
+    assert (paper.schedule.kind, paper.schedule.power, paper.schedule.warmup_epochs) == ("polynomial", 0.9, 0.0)
+    assert (paper.augmentation.scale, paper.augmentation.crop, paper.augmentation.flip) == ((0.5, 2.0), 769, 0.5)
+    assert (paper.auxiliary, paper.ohem, paper.inference) == (0.4, 0.0, "whole")
+    steps = paper.epochs * (2975 // paper.batch_size)
+    assert round(steps, -4) == 60_000
+    halfway = paper.schedule.factor(steps // 2, 2975 // paper.batch_size, paper.epochs)
+    assert halfway == pytest.approx(0.5**0.9, rel=1e-3)
+
+
 def test_digits_are_never_mirrored() -> None:
     assert recipe("miniature-imagenet").augmentation.flip == 0
+    assert recipe("miniature-cityscapes").augmentation.flip == 0
 
 
 @pytest.mark.parametrize("name", names())
-def test_every_classifier_of_the_zoo_has_a_recipe_that_fits_it(name: str) -> None:
+def test_every_model_of_the_zoo_has_a_recipe_that_fits_it(name: str) -> None:
     known = entry(name)
-    if known.task == "classification":
-        assert recipe(known.recipe).task == known.task
-        assert recipe(known.recipe).preprocessing.crop == known.input_shape[-1]
+    fitting = recipe(known.recipe)
+    assert fitting.task == known.task
+    seen = fitting.preprocessing.crop if known.task == "classification" else fitting.augmentation.crop
+    assert seen == known.input_shape[1]
 
 
 @pytest.mark.parametrize("name", recipe_names())
