@@ -14,6 +14,8 @@ from nlprobe.commands.config import FILE_NAME, settings, write_settings
 from nlprobe.commands.options import device_option, force_option, seed_option
 from nlprobe.commands.report import result, say
 from nlprobe.errors import ConfigError
+from nlprobe.models import entry, names
+from nlprobe.suggestions import did_you_mean
 from nlprobe.training.state import STATE
 
 MODEL = "miniature-imagenet/resnet-nl"
@@ -25,7 +27,7 @@ PARTS = ("data", "run", "stats", "figures")
 
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Where all goes.")
-@click.option("--model", default=MODEL, show_default=True, help="A miniature model of `nlprobe zoo`.")
+@click.option("--model", default=MODEL, show_default=True, help="A miniature-imagenet model of `nlprobe zoo`.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Other than the recipe's, for a quick look.")
 @click.option("--images", type=click.IntRange(min=1), help="Measure this many images only.")
 @seed_option
@@ -48,13 +50,19 @@ def command(
     is not done again, so an interrupted demo goes on where it stopped. The table of distances goes to stdout: the
     trained network, the same with its block redrawn, the whole network before training, and the paper's row.
     """
+    _refuse_other_models(model)
     _prepare(ctx, out, force=force)
     root, run, measured, figures = (out / part for part in PARTS)
     figure = figures / "attention"
     common = ["--seed", str(seed)]
     place = ["--device", device]
     if not (root / "imagenet").exists():
-        _step("the miniature ImageNet", "data", data.command, ["miniature", "--out", str(root), *common])
+        _step(
+            "the miniature ImageNet",
+            "data",
+            data.command,
+            ["miniature", "--only", "imagenet", "--out", str(root), *common],
+        )
     resumed = ["--resume", "--out", str(run)]
     anew = [model, "--data", str(root / "imagenet"), "--out", str(run), *common, *place]
     anew += ["--epochs", str(epochs)] if epochs else []
@@ -75,6 +83,14 @@ def command(
     say(f"table for a paper: {measured / 'table.tex'}")
     say(f"heatmaps: {figure}.pdf")
     say(f"all of it: {out}")
+
+
+def _refuse_other_models(model: str) -> None:
+    """Raise a ConfigError for a network that is no miniature classifier, or has nothing to measure."""
+    known = entry(model)
+    if known.task != "classification" or known.full_size is None or not known.config.sites():
+        fitting = [name for name in names() if name.startswith("miniature-imagenet/") and entry(name).config.sites()]
+        raise ConfigError(f"`{model}` is no miniature classifier with an attention block", did_you_mean(model, fitting))
 
 
 def _prepare(ctx: click.Context, out: Path, *, force: bool) -> None:

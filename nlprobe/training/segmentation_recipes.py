@@ -79,6 +79,7 @@ CITYSCAPES_CHOICES = Choices(
         "colours: normalised as for the pretrained backbone, in RGB; CCNet's code subtracts a mean of BGR only",
         "loss: mean over images of the mean over an image's labelled pixels, whoever has them; the public code takes "
         "the mean over the pixels of a GPU's two images",
+        "photometric changes: none, as the text has none; `augmentation.photometric=0.5` adds them",
         "hard example mining: off; `ohem=0.7` is that of CCNet's code, on the main head",
         "scoring: whole pictures at one scale; `nlprobe eval --scale --flip` averages several",
         "Table 13 trains with stronger augmentation, which the text does not describe",

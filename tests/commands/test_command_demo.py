@@ -48,3 +48,12 @@ def test_the_demo_does_nothing_twice_and_prints_the_table(finished: Path, capsys
 def test_another_demo_is_not_mixed_into_the_folder(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "--out", str(finished), *QUICK, "--seed", "1"]) == 2
     assert "`seed` was 0 and is 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "model", ["miniature-imagenet/resnet", "miniature-cityscapes/resnet-nl", "imagenet/resnet50-nl"]
+)
+def test_other_networks_are_refused_before_anything_is_written(model: str, tmp_path: Path, capsys) -> None:
+    assert run(["demo", "--out", str(tmp_path / "out"), "--model", model]) == 2
+    assert f"`{model}` is no miniature classifier with an attention block" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

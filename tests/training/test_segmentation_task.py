@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlprobe.checkpoints import read_checkpoint
+from nlprobe.cli import run
 from nlprobe.data import IGNORED, Batch, Batches, open_dataset, write_miniature_cityscapes, write_miniature_imagenet
 from nlprobe.errors import ConfigError, DataError
 from nlprobe.models import entry
 from nlprobe.training import evaluate_segmentation, recipe
+from nlprobe.training.catalogue import CHOICES
 from nlprobe.training.keeping import Keeper
 from nlprobe.training.run import Run
 from nlprobe.training.segmentation import Segmentation, check_label_maps, hard_pixels, inference_of, pixel_losses
@@ -182,3 +184,22 @@ def test_data_without_maps_are_refused(streets: Path, tmp_path: Path) -> None:
         check_label_maps(good, good, 9)
     with pytest.raises(DataError, match="ImageNet folders"):
         replace(make_run(streets), training=scenes)
+
+
+def test_the_plan_says_what_section_5_4_leaves_open(streets: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["train", "miniature-cityscapes/resnet-gc", "--recipe", "cityscapes", "--data", str(streets)]
+    assert run([*arguments, "--out", str(tmp_path / "run"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "left open by the paper, section 5.4, which follows CCNet, and chosen:" in text
+    assert all(choice in text for choice in CHOICES["cityscapes"].choices)
+
+
+@pytest.mark.slow
+def test_a_step_and_a_validation_of_the_full_size_network_run(streets: Path, tmp_path: Path) -> None:
+    arguments = ["train", "cityscapes/resnet101-nl", "--data", str(streets), "--out", str(tmp_path / "run")]
+    arguments += ["--epochs", "1", "--batch-size", "8", "--accumulate", "4", "--device", "cpu"]
+    assert run([*arguments, "--set", "augmentation.crop=97"]) == 0
+    trained = read_checkpoint(tmp_path / "run")
+    assert 0 <= trained.metadata["metrics"]["miou"] <= 1
+    assert trained.model.head.context.norm.weight.any()  # it starts at zero, so the step has reached the block
+    assert trained.model.auxiliary is not None

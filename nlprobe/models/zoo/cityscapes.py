@@ -8,7 +8,7 @@ scale after it; GC blocks have ratio 4.
 Three columns of Table 4 have lost their names in print; they are taken in the order of Table 1: input, output, att.
 
 The rows of Table 13 other than DANet, ANN and CCNet print the models of Table 12a, trained with stronger augmentation.
-DNL, OCNet and PSANet stand in none of the paper's tables; they are there to be measured.
+DNL, OCNet, PSANet and the networks on ResNet-50 stand in none of the paper's tables; they are there to be measured.
 
 The twins have a quarter of the width, fewer residual blocks and a head of 64 channels.
 """
@@ -131,15 +131,17 @@ def _config(variant: _Variant, base: SegmentationConfig) -> SegmentationConfig:
     return replace(base, head=variant.head, context=context).with_insertions(insertions)
 
 
-def _full_size(variant: _Variant) -> ModelEntry:
+def _full_size(variant: _Variant, depth: int = 101) -> ModelEntry:
+    config = _config(variant, FULL)
+    trunk = replace(config.backbone, layers=ARCHITECTURES[f"resnet{depth}"].layers)
     return ModelEntry(
-        name=f"cityscapes/resnet101{variant.suffix}",
+        name=f"cityscapes/resnet{depth}{variant.suffix}",
         task="segmentation",
-        summary=f"dilated ResNet-101: {variant.summary}",
-        config=_config(variant, FULL),
+        summary=f"dilated ResNet-{depth}: {variant.summary}",
+        config=replace(config, backbone=trunk),
         recipe="cityscapes",
         input_shape=(3, 769, 769),
-        paper=tuple(paper_row(table, "Cityscapes", row) for table, row in variant.paper),
+        paper=() if depth != 101 else tuple(paper_row(table, "Cityscapes", row) for table, row in variant.paper),
     )
 
 
@@ -155,4 +157,10 @@ def _twin(variant: _Variant) -> ModelEntry:
     )
 
 
-ENTRIES = (*map(_full_size, _VARIANTS), *map(_twin, _VARIANTS))
+_LIGHTER = [variant for variant in _VARIANTS if variant.suffix in ("", "-nl", "-snl", "-gc")]
+
+ENTRIES = (
+    *map(_full_size, _VARIANTS),
+    *(_full_size(variant, depth=50) for variant in _LIGHTER),
+    *map(_twin, _VARIANTS),
+)
