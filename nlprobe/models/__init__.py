@@ -8,6 +8,8 @@ from nlprobe.models.loading import load_backbone, load_strictly
 from nlprobe.models.resnet import BasicBlock, Bottleneck, ResNet
 from nlprobe.models.segmentation import SegmentationNetwork
 from nlprobe.models.segmentation_config import SegmentationConfig
+from nlprobe.models.video import VideoBasicBlock, VideoBottleneck, VideoResNet
+from nlprobe.models.video_config import VideoConfig
 from nlprobe.models.zoo import ModelEntry, PaperRow, entry, names, paper_distances, rows
 
 __all__ = [
@@ -24,6 +26,10 @@ __all__ = [
     "ResNetConfig",
     "SegmentationConfig",
     "SegmentationNetwork",
+    "VideoBasicBlock",
+    "VideoBottleneck",
+    "VideoConfig",
+    "VideoResNet",
     "build",
     "config_from_dict",
     "count_costs",

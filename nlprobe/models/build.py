@@ -10,14 +10,17 @@ from nlprobe.models.config import ResNetConfig
 from nlprobe.models.resnet import ResNet
 from nlprobe.models.segmentation import SegmentationNetwork
 from nlprobe.models.segmentation_config import SegmentationConfig
+from nlprobe.models.video import VideoResNet
+from nlprobe.models.video_config import VideoConfig
 from nlprobe.models.zoo import entry
 
-Config = ResNetConfig | SegmentationConfig
-Network = ResNet | SegmentationNetwork
+Config = ResNetConfig | SegmentationConfig | VideoConfig
+Network = ResNet | SegmentationNetwork | VideoResNet
 
 ARCHITECTURE_CLASSES: dict[str, tuple[Any, Any]] = {
     "resnet": (ResNetConfig, ResNet),
     "segmentation": (SegmentationConfig, SegmentationNetwork),
+    "video": (VideoConfig, VideoResNet),
 }
 
 
@@ -54,6 +57,6 @@ def build(model: str | Config, *, seed: int | None = None) -> Network:
         return network
 
 
-def trunk_of(network: Network) -> ResNet:
+def trunk_of(network: Network) -> ResNet | VideoResNet:
     """The residual network inside, which is what pretrained weights are of."""
-    return network if isinstance(network, ResNet) else network.backbone
+    return network.backbone if isinstance(network, SegmentationNetwork) else network

@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nlprobe.errors import CheckpointError
+from nlprobe.models.inflation import inflate
 from nlprobe.models.layouts import our_names, stem_of
 from nlprobe.models.resnet import ResNet
+from nlprobe.models.video import VideoResNet
 
 
 def load_strictly(
@@ -51,7 +53,13 @@ def load_strictly(
     model.load_state_dict(dict(weights), strict=False)
 
 
-def load_backbone(model: ResNet, weights: Path | str | Mapping[str, Tensor], *, classifier: bool = True) -> None:
+def load_backbone(
+    model: ResNet | VideoResNet,
+    weights: Path | str | Mapping[str, Tensor],
+    *,
+    classifier: bool = True,
+    inflation: str = "mean",
+) -> None:
     """Copy published ImageNet weights into a network that may hold inserted blocks, which keep their initialisation.
 
     Only the inserted blocks' names may be missing; the layouts that are known stand in `layouts.py`. Weights from
@@ -63,22 +71,29 @@ def load_backbone(model: ResNet, weights: Path | str | Mapping[str, Tensor], *, 
         weights: A state dict, or the file of one: `.pth` (read with `weights_only=True`) or `.safetensors`.
         classifier: Copy the last layer too, where the network has one; without it, it keeps its initialisation and may
             have other classes.
+        inflation: How kernels of pictures become those of a network for clips, `mean` or `centre` (`inflation.py`); of
+            no use to a network for pictures.
 
     Raises:
+        ConfigError: another way to inflate.
         CheckpointError: the file is missing or not a state dict, its layout is not known, or the weights do not fit
             the network.
     """
     source = "the state dict" if isinstance(weights, Mapping) else f"`{weights}`"
     tensors = our_names(weights if isinstance(weights, Mapping) else _read_state_dict(Path(weights)), source)
-    if (stem := stem_of(tensors)) != model.config.stem:
+    video = isinstance(model, VideoResNet)
+    wanted = model.config.backbone.stem if isinstance(model, VideoResNet) else model.config.stem
+    if (stem := stem_of(tensors)) != wanted:
+        other = "" if video else f"set `stem` of the network's configuration to `{stem}`, or "
         raise CheckpointError(
-            f"{source} has a {stem} stem, the network a {model.config.stem} one",
-            f"set `stem` of the network's configuration to `{stem}`, or take other weights",
+            f"{source} has a {stem} stem, the network a {wanted} one", f"{other}take weights with a {wanted} stem"
         )
     inserted = tuple(site.replace(":", ".") + "." for site in model.sites())
     kept = inserted if classifier else (*inserted, "fc.")
     if not classifier or model.fc is None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+    if video:
+        tensors = inflate(tensors, model.state_dict(), inflation)
     load_strictly(model, tensors, source, lambda name: name.startswith(kept) or name.endswith(".num_batches_tracked"))
 
 

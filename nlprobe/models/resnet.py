@@ -17,7 +17,7 @@ class ResidualBlock(nn.Module):
     `after_1x1` is the end of the residual branch (after its last norm, before the add), `after_add` the sum before the
     ReLU, `after_block` the output. A place is None until a module is assigned to it.
 
-    Shapes: (B, C_in, H, W) -> (B, C, H / stride, W / stride).
+    Shapes: (B, C_in, H, W) -> (B, C, H / stride, W / stride); of clips (B, C_in, T, H, W) -> (B, C, T, …).
     """
 
     expansion: int
@@ -35,11 +35,11 @@ class ResidualBlock(nn.Module):
         raise NotImplementedError
 
     @property
-    def last_norm(self) -> nn.BatchNorm2d:
+    def last_norm(self) -> nn.BatchNorm2d | nn.BatchNorm3d:
         """The norm at the end of the branch."""
         raise NotImplementedError
 
-    def forward(self, x: Float[Tensor, "b c_in h w"]) -> Float[Tensor, "b c h_out w_out"]:
+    def forward(self, x: Float[Tensor, "b c_in *size"]) -> Float[Tensor, "b c *out"]:
         """The residual unit with whatever was inserted into it."""
         out = self.branch(x)
         if self.after_1x1 is not None:

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nlprobe.errors import ConfigError
-from nlprobe.models import ResNet
+from nlprobe.models import ResNet, VideoResNet
 from nlprobe.models.config import LAYERS
 from nlprobe.suggestions import did_you_mean
 
@@ -39,7 +39,7 @@ def freeze(model: nn.Module, stages: Sequence[str], *, norms: bool) -> list[nn.M
             raise ConfigError(f"there is no stage `{stage}` to freeze", did_you_mean(stage, list(PARTS)))
     if not stages and not norms:
         return []
-    trunks = [module for module in model.modules() if isinstance(module, ResNet)]
+    trunks = [module for module in model.modules() if isinstance(module, ResNet | VideoResNet)]
     if not trunks:
         raise ConfigError(
             "the network has no residual network inside whose stages or norms could be frozen",

@@ -8,7 +8,7 @@ from torch import nn
 
 from nlprobe.blocks import NonLocalConfig
 from nlprobe.errors import ConfigError
-from nlprobe.models import Insertion, build
+from nlprobe.models import Insertion, VideoConfig, build
 from nlprobe.training.freezing import freeze, hold
 
 CPU = torch.device("cpu")
@@ -70,6 +70,15 @@ def test_all_of_a_deep_stem_is_frozen(make_run) -> None:
     assert still == [network.bn1, network.bn2, network.bn3]
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in network.named_parameters() if not name.startswith(("layer", "fc"))}
+
+
+def test_a_network_for_clips_is_frozen_by_the_same_stages(make_run) -> None:
+    config = make_run().config
+    network = build(VideoConfig(backbone=replace(config, classes=0)), seed=0)
+    still = freeze(network, ("c1", "c2"), norms=False)
+    assert network.bn1 in still
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in network.named_parameters() if name.startswith(("conv1.", "bn1.", "layer1."))}
 
 
 def test_an_unknown_stage_or_no_residual_network_is_an_error(make_run) -> None:

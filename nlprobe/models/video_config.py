@@ -1,0 +1,98 @@
+"""The numbers that make a network for clips of video."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from nlprobe.errors import ConfigError
+from nlprobe.models.config import ARCHITECTURES, ResNetConfig, fitting_settings
+from nlprobe.models.insertion import STAGES, Insertion
+
+SLOW_ONLY = (1, 1, 1, 3, 3)
+"""Frames that the kernels of the stem, c2, c3, c4 and c5 span in the Slow pathway of SlowFast networks."""
+
+TRUNK = replace(ARCHITECTURES["resnet50"], classes=0, zero_init_residual=True)
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """A residual network whose convolutions see time, with a classifier (section 5.3).
+
+    Args:
+        backbone: The network for pictures that this one is the inflation of: depth, widths and attention blocks. Its
+            `classes` are 0, its stem is plain and its output stride 32; in time nothing is strided.
+        temporal: How many frames the kernels span, each odd: that of the stem, and in c2, c3, c4 and c5 that of the
+            first convolution of every residual block. (1, 1, 1, 3, 3) is Slow-only.
+        dropout: Share of the pooled features dropped before the classifier.
+        classes: Number of classes.
+
+    Raises:
+        ConfigError: a number out of its range, or a backbone that cannot be inflated.
+    """
+
+    backbone: ResNetConfig = TRUNK
+    temporal: tuple[int, ...] = SLOW_ONLY
+    dropout: float = 0.5
+    classes: int = 400
+
+    def __post_init__(self) -> None:
+        if self.backbone.classes:
+            raise ConfigError(
+                f"the backbone of a video network has a classifier of {self.backbone.classes} classes",
+                "set its `classes` to 0, and those of the network to what the data set has",
+            )
+        if self.backbone.stem != "plain" or self.backbone.output_stride != 32:
+            raise ConfigError(
+                f"a video network with a {self.backbone.stem} stem and an output stride of "
+                f"{self.backbone.output_stride}",
+                "leave `stem` at `plain` and `output_stride` at 32",
+            )
+        odd = all(type(frames) is int and frames > 0 and frames % 2 for frames in self.temporal)
+        if len(self.temporal) != 1 + len(STAGES) or not odd:
+            raise ConfigError(
+                f"`temporal` of a video network is {self.temporal}",
+                "give five odd numbers of frames, for the stem, c2, c3, c4 and c5, such as (1, 1, 1, 3, 3)",
+            )
+        if not 0 <= self.dropout < 1 or self.classes < 1:
+            raise ConfigError(
+                f"video network: {self.classes} classes, dropout {self.dropout}",
+                "classes are 1 or more, dropout is at least 0 and below 1",
+            )
+
+    @property
+    def insertions(self) -> tuple[Insertion, ...]:
+        """The blocks inserted into the network."""
+        return self.backbone.insertions
+
+    def frames(self, stage: str) -> int:
+        """How many frames the first convolution of every residual block of a stage spans."""
+        return self.temporal[1 + STAGES.index(stage)]
+
+    def sites(self) -> list[str]:
+        """Every attention block by its site, in the order of the forward pass, such as `layer2.1:after_block`."""
+        return self.backbone.sites()
+
+    def as_dict(self) -> dict[str, Any]:
+        """A description that JSON can hold; `architecture` says which class reads it."""
+        described = {field.name: getattr(self, field.name) for field in fields(self)}
+        described |= {"backbone": self.backbone.as_dict(), "temporal": list(self.temporal)}
+        return {"architecture": "video", **described}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "VideoConfig":
+        """The configuration that `as_dict` described; settings that are left out take their default.
+
+        Raises:
+            ConfigError: an unknown key, with close matches, or a value that is not understood.
+        """
+        whole = dict(settings)
+        if isinstance(whole.get("temporal"), list):
+            whole["temporal"] = tuple(whole["temporal"])
+        known = fitting_settings(cls, whole, "video", "a video network", ("backbone",))
+        if "backbone" in known:
+            known["backbone"] = ResNetConfig.from_dict(known["backbone"])
+        return cls(**known)
+
+    def with_insertions(self, insertions: tuple[Insertion, ...]) -> "VideoConfig":
+        """The same with other blocks."""
+        return replace(self, backbone=replace(self.backbone, insertions=insertions))
