@@ -163,7 +163,7 @@ def _notes(chosen: list[Listed], costs: dict[str, Costs]) -> list[str]:
     uncounted = sorted({name for count in costs.values() for name in count.not_counted}, key=str.lower)
     missed = [name for name, count in costs.items() if count.missed_products]
     notes = [
-        f"Counted for one image: {inputs}.",
+        f"Counted for one image or clip: {inputs}.",
         "MACs: multiply-accumulates, of a non-local block as its formula is written out. "
         f"Not counted: {', '.join(uncounted)}.",
         "counter: operations as the paper's FLOPs count them; their G is 2^30, and 10^9 in Tables 12 and 13.",

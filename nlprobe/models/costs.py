@@ -62,11 +62,11 @@ class Costs:
 
 
 def count_costs(model: nn.Module, input_shape: Sequence[int]) -> Costs:
-    """Count the costs of one image, on torch's meta device: nothing is computed and the model is left as it is.
+    """Count the costs of one image or clip, on torch's meta device: nothing is computed and the model is left as it is.
 
     Args:
         model: Any network that takes one tensor.
-        input_shape: Shape of the input without the batch, such as (3, 224, 224).
+        input_shape: Shape of the input without the batch, such as (3, 224, 224), or (3, 8, 224, 224) for clips.
 
     Raises:
         ConfigError: the network does not take an input of that shape.

@@ -11,7 +11,6 @@ from math import prod
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.utils import _pair
 
 from nlprobe.blocks import (
     AsymmetricFusion,
@@ -137,10 +136,15 @@ def _paper_linear(call: Call) -> int:
     return call.output.numel() * (2 * call.module.in_features - 1)
 
 
+def _window(call: Call) -> int:
+    """The taps of a pool."""
+    assert isinstance(call.module, nn.MaxPool2d | nn.MaxPool3d | nn.AvgPool2d | nn.AvgPool3d)
+    size = call.module.kernel_size
+    return prod(size) if isinstance(size, tuple) else size ** (call.output.dim() - 2)
+
+
 def _paper_max_pool(call: Call) -> int:
-    assert isinstance(call.module, nn.MaxPool2d)
-    height, width = _pair(call.module.kernel_size)
-    return call.output.numel() * height * width
+    return call.output.numel() * _window(call)
 
 
 def _paper_average_pool(call: Call) -> int:
@@ -149,13 +153,11 @@ def _paper_average_pool(call: Call) -> int:
 
 
 def _paper_average_windows(call: Call) -> int:
-    assert isinstance(call.module, nn.AvgPool2d)
-    height, width = _pair(call.module.kernel_size)
-    return call.output.numel() * (height * width + 1)
+    return call.output.numel() * (_window(call) + 1)
 
 
 def _paper_non_local(call: Call) -> int:
-    """The 2x2 max-pool of the input, of which every window has four taps."""
+    """The max-pool of the input, 2x2 or for clips 1x2x2: every window has four taps."""
     assert isinstance(call.module, NonLocal)
     return call.inputs[0].numel() if call.module.config.sub_sample != "none" else 0
 
@@ -189,8 +191,11 @@ PAPER_COUNTER: Counter = {
     nn.BatchNorm3d: lambda call: 4 * call.output.numel(),
     nn.ReLU: lambda call: call.output.numel(),
     nn.MaxPool2d: _paper_max_pool,
+    nn.MaxPool3d: _paper_max_pool,
     nn.AdaptiveAvgPool2d: _paper_average_pool,
+    nn.AdaptiveAvgPool3d: _paper_average_pool,
     nn.AvgPool2d: _paper_average_windows,
+    nn.AvgPool3d: _paper_average_windows,
     SqueezeExcitation: _paper_squeeze,
     ChannelGate: _paper_channel_gate,
     PairwiseAttention: _pairwise,
@@ -259,8 +264,11 @@ SEGMENTATION_COUNTER: Counter = {
     nn.BatchNorm3d: lambda call: 2 * call.output.numel(),
     nn.ReLU: lambda call: call.output.numel(),
     nn.MaxPool2d: lambda call: call.inputs[0].numel(),
+    nn.MaxPool3d: lambda call: call.inputs[0].numel(),
     nn.AdaptiveAvgPool2d: lambda call: call.inputs[0].numel(),
+    nn.AdaptiveAvgPool3d: lambda call: call.inputs[0].numel(),
     nn.AvgPool2d: lambda call: call.inputs[0].numel(),
+    nn.AvgPool3d: lambda call: call.inputs[0].numel(),
     SqueezeExcitation: lambda call: call.inputs[0].numel(),
     ChannelGate: lambda call: 2 * call.inputs[0].numel(),
     PairwiseAttention: _pairwise,
@@ -286,12 +294,15 @@ The projections of DANet and ANN count twice.
 WITHOUT_MACS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._BatchNorm,
     nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
     nn.AvgPool2d,
+    nn.AvgPool3d,
     nn.GroupNorm,
     nn.Identity,
     nn.LayerNorm,
     nn.LeakyReLU,
     nn.MaxPool2d,
+    nn.MaxPool3d,
     nn.ReLU,
 )
 """Modules known to have no products; they are reported with the rest that was not counted."""

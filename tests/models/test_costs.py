@@ -125,6 +125,34 @@ def test_the_paper_counter_of_a_small_network_by_hand() -> None:
     assert count_costs(network, (3, 8, 8)).paper_counter == expected
 
 
+def test_the_counters_of_a_small_network_for_clips_by_hand() -> None:
+    network = nn.Sequential(
+        nn.Conv3d(3, 4, (3, 1, 1), padding=(1, 0, 0), bias=False),
+        nn.BatchNorm3d(4),
+        nn.ReLU(),
+        nn.MaxPool3d((1, 2, 2)),
+        nn.AvgPool3d(2),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(4, 5),
+    )
+    maps, pooled, averaged = 4 * 6 * 8 * 8, 4 * 6 * 4 * 4, 4 * 3 * 2 * 2
+    costs = count_costs(network, (3, 6, 8, 8))
+    common = maps * 9 + maps
+    assert costs.macs == maps * 9 + 4 * 5
+    assert costs.paper_counter == common + 4 * maps + 4 * pooled + 9 * averaged + (averaged + 4) + (2 * 4 - 1) * 5
+    assert costs.segmentation_counter == common + 2 * maps + maps + pooled + averaged + (4 + 1) * 5
+    assert costs.missed_products == ()
+
+
+def test_macs_of_a_network_for_clips_are_half_of_what_torch_counts_as_flops() -> None:
+    with torch.device("meta"):
+        network = build("miniature-kinetics/slowonly")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.empty(1, 3, 8, 64, 80, device="meta"))
+    assert 2 * count_costs(network, (3, 8, 64, 80)).macs == counter.get_total_flops()
+
+
 @pytest.mark.parametrize("config, extra", [(ContextConfig.gc(4), 288), (ContextConfig.se_with_ln(4), 37 * 8)])
 def test_the_paper_counter_of_context_blocks_by_hand(config: ContextConfig, extra: int) -> None:
     mask = 36 * (8 + 1) if config.pooling == "attention" else 0

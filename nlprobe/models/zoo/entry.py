@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nlprobe.models.config import ResNetConfig
 from nlprobe.models.segmentation_config import SegmentationConfig
+from nlprobe.models.video_config import VideoConfig
 from nlprobe.models.zoo.paper import PaperRow
 
 
@@ -13,11 +14,11 @@ class ModelEntry:
 
     Args:
         name: `<data set>/<network>`, such as `imagenet/resnet50-nl`.
-        task: `classification` or `segmentation`; the task that trains and scores it.
+        task: `classification`, `segmentation` or `action_recognition`; the task that trains and scores it.
         summary: What it is, in a line.
         config: What `models.build` makes it from.
         recipe: Name of the recipe that trains it.
-        input_shape: Channels, height and width of the input for which costs are counted.
+        input_shape: Channels, frames of a clip, height and width of the input for which costs are counted.
         paper: The rows of the paper's tables that print it, the most detailed table last.
         full_size: Of a miniature twin, the name of the model that it is the small version of.
         remark: What is known of the printed cells that our count does not give, in a sentence.
@@ -26,7 +27,7 @@ class ModelEntry:
     name: str
     task: str
     summary: str
-    config: ResNetConfig | SegmentationConfig
+    config: ResNetConfig | SegmentationConfig | VideoConfig
     recipe: str
     input_shape: tuple[int, ...]
     paper: tuple[PaperRow, ...] = ()
