@@ -3,6 +3,9 @@
 from nlprobe.models.build import Config, Network, build, config_from_dict, trunk_of
 from nlprobe.models.config import ARCHITECTURES, ResNetConfig
 from nlprobe.models.costs import Costs, count_costs, differing_cells
+from nlprobe.models.detection import DetectionNetwork
+from nlprobe.models.detection_config import DetectionConfig
+from nlprobe.models.detections import Detections
 from nlprobe.models.insertion import Insertion
 from nlprobe.models.loading import load_backbone, load_strictly
 from nlprobe.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -18,6 +21,9 @@ __all__ = [
     "Bottleneck",
     "Config",
     "Costs",
+    "DetectionConfig",
+    "DetectionNetwork",
+    "Detections",
     "Insertion",
     "ModelEntry",
     "Network",

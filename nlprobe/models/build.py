@@ -7,6 +7,8 @@ import torch
 
 from nlprobe.blocks.settings import unknown
 from nlprobe.models.config import ResNetConfig
+from nlprobe.models.detection import DetectionNetwork
+from nlprobe.models.detection_config import DetectionConfig
 from nlprobe.models.resnet import ResNet
 from nlprobe.models.segmentation import SegmentationNetwork
 from nlprobe.models.segmentation_config import SegmentationConfig
@@ -14,13 +16,14 @@ from nlprobe.models.video import VideoResNet
 from nlprobe.models.video_config import VideoConfig
 from nlprobe.models.zoo import entry
 
-Config = ResNetConfig | SegmentationConfig | VideoConfig
-Network = ResNet | SegmentationNetwork | VideoResNet
+Config = ResNetConfig | SegmentationConfig | VideoConfig | DetectionConfig
+Network = ResNet | SegmentationNetwork | VideoResNet | DetectionNetwork
 
 ARCHITECTURE_CLASSES: dict[str, tuple[Any, Any]] = {
     "resnet": (ResNetConfig, ResNet),
     "segmentation": (SegmentationConfig, SegmentationNetwork),
     "video": (VideoConfig, VideoResNet),
+    "detection": (DetectionConfig, DetectionNetwork),
 }
 
 

@@ -50,6 +50,8 @@ class ResNetConfig:
         dilate_first: Whether the convolution that had the stride is dilated as the rest of its stage is. Without, it
             keeps the dilation of the stage before it, as in torchvision, timm, and the scene-parsing project; CCNet
             dilates it. The weights fit both.
+        deformable: Stages whose 3x3 convolutions are deformable (DCN), such as ("c3", "c4", "c5") in Table 7.
+        norm_epsilon: What the norms add to the variance; 0 in torchvision's published detectors.
         classes: Outputs of the classifier; 0 for a trunk without one, of which `features` is used.
         zero_init_residual: Start the last norm of every residual branch at zero.
         insertions: Attention blocks, and where they stand.
@@ -66,6 +68,8 @@ class ResNetConfig:
     stem: str = "plain"
     output_stride: int = 32
     dilate_first: bool = False
+    deformable: tuple[str, ...] = ()
+    norm_epsilon: float = 1e-5
     classes: int = 1000
     zero_init_residual: bool = False
     insertions: tuple[Insertion, ...] = ()
@@ -92,6 +96,13 @@ class ResNetConfig:
                 f"a basic block has no groups: `groups={self.groups}`, `base_width={self.base_width}`",
                 "leave them at 1 and 64, or use block `bottleneck`",
             )
+        for stage in self.deformable:
+            if stage not in STAGES:
+                raise unknown("stage of a residual network", stage, STAGES)
+        if self.deformable and self.block == "basic":
+            raise ConfigError("a basic block has no deformable convolution", "use block `bottleneck`")
+        if self.norm_epsilon < 0:
+            raise ConfigError(f"`norm_epsilon` is {self.norm_epsilon}", "use 1e-5, or 0 or more")
         sites = self.sites()
         for site in sites:
             if sites.count(site) > 1:
@@ -130,7 +141,7 @@ class ResNetConfig:
     def as_dict(self) -> dict[str, Any]:
         """A description that JSON can hold; `architecture` says which class reads it."""
         described = asdict(replace(self, insertions=()))
-        described["layers"] = list(self.layers)
+        described |= {"layers": list(self.layers), "deformable": list(self.deformable)}
         described["insertions"] = [insertion.as_dict() for insertion in self.insertions]
         return {"architecture": "resnet", **described}
 
@@ -142,7 +153,7 @@ class ResNetConfig:
             ConfigError: an unknown key, with close matches, or a value that is not understood.
         """
         whole = dict(settings)
-        for name in ("layers", "insertions"):
+        for name in ("layers", "deformable", "insertions"):
             if name in whole:
                 whole[name] = tuple(whole[name])
         known = fitting_settings(cls, whole, "resnet", "a residual network")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nlprobe.errors import CheckpointError
+from nlprobe.models.deformable import OffsetConvolution
 from nlprobe.models.inflation import inflate
 from nlprobe.models.layouts import our_names, stem_of
 from nlprobe.models.resnet import ResNet
@@ -62,9 +63,9 @@ def load_backbone(
 ) -> None:
     """Copy published ImageNet weights into a network that may hold inserted blocks, which keep their initialisation.
 
-    Only the inserted blocks' names may be missing; the layouts that are known stand in `layouts.py`. Weights from
-    before torch 0.4.1 lack the batch counters of the norms, which then start at zero. Output stride and dilation are
-    not in the weights.
+    Only the names of inserted blocks and of the offsets of deformable convolutions may be missing; the layouts that are
+    known stand in `layouts.py`. Weights from before torch 0.4.1 lack the batch counters of the norms, which then start
+    at zero. Output stride and dilation are not in the weights.
 
     Args:
         model: What is filled.
@@ -89,7 +90,8 @@ def load_backbone(
             f"{source} has a {stem} stem, the network a {wanted} one", f"{other}take weights with a {wanted} stem"
         )
     inserted = tuple(site.replace(":", ".") + "." for site in model.sites())
-    kept = inserted if classifier else (*inserted, "fc.")
+    offsets = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, OffsetConvolution))
+    kept = (*inserted, *offsets) if classifier else (*inserted, *offsets, "fc.")
     if not classifier or model.fc is None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
     if video:

@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.ops import DeformConv2d
 
 from nlprobe.blocks import build_block
 from nlprobe.errors import ConfigError
 from nlprobe.models.config import LAYERS, ResNetConfig, Sampling
+from nlprobe.models.deformable import DeformableConvolution, OffsetConvolution
 from nlprobe.models.insertion import STAGES
 
 
@@ -58,7 +60,9 @@ class BasicBlock(ResidualBlock):
 
     expansion = 1
 
-    def __init__(self, channels_in: int, planes: int, sampling: Sampling, config: ResNetConfig) -> None:
+    def __init__(
+        self, channels_in: int, planes: int, sampling: Sampling, config: ResNetConfig, deformable: bool = False
+    ) -> None:
         super().__init__()
         self.conv1 = _conv3x3(channels_in, planes, sampling.stride, sampling.first_dilation)
         self.bn1 = nn.BatchNorm2d(planes)
@@ -77,16 +81,22 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3, 1x1 convolutions, as in ResNet-50 and deeper and in ResNeXt; the stride is on the 3x3."""
+    """1x1, 3x3, 1x1 convolutions, as in ResNet-50 and deeper and in ResNeXt; the stride is on the 3x3.
+
+    The 3x3 is plain or deformable.
+    """
 
     expansion = 4
 
-    def __init__(self, channels_in: int, planes: int, sampling: Sampling, config: ResNetConfig) -> None:
+    def __init__(
+        self, channels_in: int, planes: int, sampling: Sampling, config: ResNetConfig, deformable: bool = False
+    ) -> None:
         super().__init__()
         inner = int(planes * config.base_width / 64) * config.groups
         self.conv1 = _conv1x1(channels_in, inner)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = _conv3x3(inner, inner, sampling.stride, sampling.first_dilation, config.groups)
+        conv3x3 = DeformableConvolution if deformable else _conv3x3
+        self.conv2 = conv3x3(inner, inner, sampling.stride, sampling.first_dilation, config.groups)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = _conv1x1(inner, planes * self.expansion)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
@@ -141,6 +151,11 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1) if config.classes else None
         self.fc = nn.Linear(config.channels("c5"), config.classes) if config.classes else None
         self._initialise()
+        self.insert(config)
+
+    def insert(self, config: ResNetConfig) -> None:
+        """Put in the blocks that the configuration, otherwise this network's own, inserts."""
+        self.config = config
         for insertion in config.insertions:
             for index in config.indices(insertion):
                 width_here = config.channels(insertion.stage)
@@ -185,8 +200,10 @@ class ResNet(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | DeformConv2d) and not isinstance(module, OffsetConvolution):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                module.eps = self.config.norm_epsilon
         if self.config.zero_init_residual:
             for block in self.residual_blocks():
                 nn.init.zeros_(block.last_norm.weight)
@@ -198,11 +215,13 @@ def _stage(config: ResNetConfig, stage: str) -> nn.Sequential:
     planes, channels = config.width * 2**index, config.channels(stage)
     channels_in = config.channels(STAGES[index - 1]) if index else config.stem_channels()
     sampling = config.sampling(stage)
-    first = block(channels_in, planes, sampling, config)
+    deformable = stage in config.deformable
+    first = block(channels_in, planes, sampling, config, deformable)
     if sampling.stride != 1 or channels_in != channels:
         first.downsample = nn.Sequential(_conv1x1(channels_in, channels, sampling.stride), nn.BatchNorm2d(channels))
     later = Sampling(1, sampling.dilation, sampling.dilation)
-    return nn.Sequential(first, *(block(channels, planes, later, config) for _ in range(config.layers[index] - 1)))
+    others = range(config.layers[index] - 1)
+    return nn.Sequential(first, *(block(channels, planes, later, config, deformable) for _ in others))
 
 
 def _conv1x1(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:

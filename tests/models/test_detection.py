@@ -1,0 +1,195 @@
+"""Detection networks: what they give in either mode, their settings, and what they share."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from models.detection_reference import SIZES, TINY, TRUNK, Truth, images, truths
+from torch import Tensor, nn
+from torchvision.ops import MultiScaleRoIAlign, box_iou
+
+from nlprobe.blocks import ContextConfig, NonLocalConfig
+from nlprobe.errors import ConfigError
+from nlprobe.models import DetectionConfig, DetectionNetwork, Insertion, ResNetConfig, build, config_from_dict, trunk_of
+from nlprobe.models.fpn import BoxPool
+
+NL = Insertion(NonLocalConfig(zero_init=False), "c4", (-1,), "after_add")
+
+
+def test_training_gives_losses_and_gradients_everywhere() -> None:
+    network = build(TINY.with_insertions((NL,)), seed=0)
+    losses = network(images(), SIZES, truths())
+    assert set(losses) == {"objectness", "proposals", "classes", "boxes", "masks"}
+    assert all(loss.shape == () and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+def test_a_batch_without_any_object_trains_the_classes_alone() -> None:
+    network = build(TINY, seed=0)
+    nothing = truths()[1]
+    losses = network(images()[1:], SIZES[1:], [nothing])
+    assert losses["boxes"] == losses["proposals"] == losses["masks"] == 0
+    assert losses["classes"] > 0
+    sum(losses.values()).backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+def test_a_few_steps_on_one_image_find_its_objects() -> None:
+    network = build(replace(TINY, channels=16, score_threshold=0.3), seed=0)
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    shown, target = images()[:1], truths()[:1]
+    for corners, label in zip(target[0].boxes.int().tolist(), target[0].labels.tolist(), strict=True):
+        shown[0, label % 3, corners[1] : corners[3], corners[0] : corners[2]] += 3
+    for _ in range(100):
+        optimiser.zero_grad()
+        sum(network(shown, SIZES[:1], target).values()).backward()
+        optimiser.step()
+    (found,) = network.eval()(shown, SIZES[:1])
+    for box, label in zip(target[0].boxes, target[0].labels, strict=True):
+        own = found.boxes[found.labels == label]
+        assert len(own), f"class {label} was not found"
+        assert box_iou(own, box[None]).max() > 0.5
+
+
+def test_evaluation_is_deterministic_and_takes_images_alone() -> None:
+    network = build(replace(TINY, score_threshold=0.0), seed=0).eval()
+    with torch.no_grad():
+        first, second = network(images()), network(images())
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.masks, other.masks)
+        assert len(one) == 10
+        assert one.masks.shape == (10, 28, 28)
+        assert (one.scores.diff() <= 0).all()
+        assert one.labels.min() >= 0
+        assert one.labels.max() <= 4
+        assert one.masks.min() >= 0
+        assert one.masks.max() <= 1
+
+
+def test_an_image_without_detections_is_empty_and_others_are_not_disturbed() -> None:
+    network = build(replace(TINY, score_threshold=0.0), seed=0).eval()
+    none = build(replace(TINY, score_threshold=0.99), seed=0).eval()
+    with torch.no_grad():
+        found = none(images())
+    assert [len(each) for each in found] == [0, 0]
+    assert [tuple(each.masks.shape) for each in found] == [(0, 28, 28)] * 2
+    with torch.no_grad():
+        alone, together = network(images()[1:])[0], network(images())[1]
+    torch.testing.assert_close(alone.boxes, together.boxes)
+
+
+def test_boxes_stay_within_the_picture() -> None:
+    network = build(replace(TINY, score_threshold=0.0), seed=0).eval()
+    with torch.no_grad():
+        for (height, width), found in zip(SIZES, network(images(), SIZES), strict=True):
+            assert found.boxes.min() >= 0
+            assert found.boxes[:, 0::2].max() <= width
+            assert found.boxes[:, 1::2].max() <= height
+
+
+def test_in_float64_boxes_and_losses_of_the_heads_are() -> None:
+    network = build(replace(TINY, score_threshold=0.0), seed=0).double()
+    losses = network(images().double(), SIZES, truths())
+    assert {losses[name].dtype for name in ("proposals", "classes", "boxes", "masks")} == {torch.float64}
+    (found, _) = network.eval()(images().double(), SIZES)
+    assert {found.boxes.dtype, found.scores.dtype, found.masks.dtype} == {torch.float64}
+
+
+def test_under_autocast_boxes_and_losses_are_in_float32() -> None:
+    network = build(replace(TINY, score_threshold=0.0), seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = network(images(), SIZES, truths())
+        found = network.eval()(images(), SIZES)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert found[0].boxes.dtype == found[0].scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [7, 14])
+def test_boxes_are_pooled_as_by_torchvision(size: int) -> None:
+    levels = {str(level): torch.randn(2, 3, 256 >> level, 320 >> level) for level in range(4)}
+    corners = torch.rand(40, 2) * torch.tensor([1000.0, 800.0])
+    boxes = torch.cat([corners, corners + torch.rand(40, 2) ** 2 * 900 + 1], 1)
+    theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+    expected = theirs(levels, [boxes[:25], boxes[25:]], [(1024, 1280)] * 2)
+    assert torch.equal(BoxPool(size, 56)(list(levels.values()), [boxes[:25], boxes[25:]]), expected)
+
+
+def test_networks_of_one_seed_differ_in_the_inserted_blocks_alone() -> None:
+    plain = build(TINY, seed=3).state_dict()
+    for block in (NonLocalConfig(), ContextConfig.gc(4)):
+        network = build(TINY.with_insertions((Insertion(block, "c3"), Insertion(block, "c5"))), seed=3)
+        state = network.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in plain.items())
+        assert network.sites() == ["backbone.layer2.0:after_1x1", "backbone.layer4.0:after_1x1"]
+        assert network.backbone.sites() == ["layer2.0:after_1x1", "layer4.0:after_1x1"]
+        for site in network.sites():
+            network.get_submodule(site.replace(":", "."))
+    assert trunk_of(build(TINY, seed=3)).config == TRUNK
+
+
+@pytest.mark.parametrize("change", [{}, {"norm": True, "box_head": "4conv1fc"}, {"cascade": True, "masks": False}])
+def test_configurations_survive_json(change: dict[str, object]) -> None:
+    config = replace(TINY, **change).with_insertions((NL,))
+    assert config_from_dict(json.loads(json.dumps(config.as_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"box_head": "3fc"}, "unknown box head of a detection network: `3fc`"),
+        ({"anchor_strides": "exakt"}, "did you mean `exact`"),
+        ({"backbone": ResNetConfig()}, "has a classifier of 1000 classes"),
+        ({"backbone": replace(TRUNK, output_stride=8)}, "has the output stride 8"),
+        ({"classes": 0}, "`classes` of a detection network is 0"),
+        ({"score_threshold": 1.0}, "`score_threshold` is 1.0"),
+    ],
+)
+def test_settings_that_make_no_network_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(TINY, **change)
+
+
+def changed(**changes: Tensor | None) -> list[Truth]:
+    return [replace(truths()[0], **changes), truths()[1]]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((None, None), "got no targets for 2 images"),
+        ((None, truths()[:1]), "got 1 targets for 2 images"),
+        (([(90, 120)], truths()), "1 sizes for 2 images"),
+        (([(90, 129), (96, 100)], truths()), "a picture of 90x129 does not lie in its image of 96x128"),
+        (
+            (SIZES, changed(boxes=torch.tensor([[5.0, 5.0, 5.0, 9.0]] * 3))),
+            "image 0 of the batch has a box without area",
+        ),
+        ((SIZES, changed(labels=torch.tensor([0, 5, 1]))), r"has the classes \[0, 1, 5\], the network 5"),
+        ((SIZES, changed(masks=None)), "image 0 of the batch has no masks"),
+    ],
+)
+def test_what_does_not_fit_the_images_is_refused(arguments: tuple[object, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(TINY, seed=0)(images(), *arguments)
+
+
+def test_a_network_without_mask_head_needs_no_masks() -> None:
+    network = build(replace(TINY, masks=False), seed=0)
+    assert set(network(images(), SIZES, changed(masks=None))) == {"objectness", "proposals", "classes", "boxes"}
+    assert [each.masks for each in network.eval()(images(), SIZES)] == [None, None]
+
+
+def test_norms_stand_in_the_pyramid_and_the_heads_only_where_asked_for() -> None:
+    def norms(config: DetectionConfig) -> int:
+        network = build(config, seed=0)
+        assert isinstance(network, DetectionNetwork)
+        parts = (network.pyramid, network.proposals, network.stages)
+        return sum(isinstance(module, nn.BatchNorm2d) for part in parts for module in part.modules())
+
+    assert norms(TINY) == 0
+    assert norms(replace(TINY, norm=True)) == 8 + 2
+    assert norms(replace(TINY, norm=True, box_head="4conv1fc")) == 8 + 4 + 2
