@@ -62,4 +62,4 @@ def build(model: str | Config, *, seed: int | None = None) -> Network:
 
 def trunk_of(network: Network) -> ResNet | VideoResNet:
     """The residual network inside, which is what pretrained weights are of."""
-    return network.backbone if isinstance(network, SegmentationNetwork) else network
+    return network.backbone if isinstance(network, SegmentationNetwork | DetectionNetwork) else network
