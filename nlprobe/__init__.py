@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nlprobe.checkpoints import load as load
     from nlprobe.errors import CaptureError as CaptureError
     from nlprobe.errors import NlprobeError as NlprobeError
+    from nlprobe.intervention import intervene as intervene
     from nlprobe.models import build as build
     from nlprobe.probe import AttentionModule as AttentionModule
     from nlprobe.probe import attention_map as attention_map
@@ -26,10 +27,23 @@ _HOMES = {
     "avg_dist": "nlprobe.stats",
     "build": "nlprobe.models",
     "init_block": "nlprobe.probe",
+    "intervene": "nlprobe.intervention",
     "load": "nlprobe.checkpoints",
 }
 
-_PACKAGES = ("blocks", "checkpoints", "data", "libraries", "models", "plots", "probe", "stats", "tables", "training")
+_PACKAGES = (
+    "blocks",
+    "checkpoints",
+    "data",
+    "intervention",
+    "libraries",
+    "models",
+    "plots",
+    "probe",
+    "stats",
+    "tables",
+    "training",
+)
 
 __all__ = [
     "AttentionModule",
@@ -39,6 +53,7 @@ __all__ = [
     "avg_dist",
     "build",
     "init_block",
+    "intervene",
     "load",
     "probe",
 ]

@@ -14,6 +14,7 @@ SURFACE = {
     "avg_dist",
     "build",
     "init_block",
+    "intervene",
     "load",
     "probe",
 }
@@ -37,7 +38,19 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["blocks", "models", "checkpoints", "data", "libraries", "training", "stats", "probe", "plots", "tables"],
+    [
+        "blocks",
+        "models",
+        "checkpoints",
+        "data",
+        "libraries",
+        "training",
+        "stats",
+        "probe",
+        "intervention",
+        "plots",
+        "tables",
+    ],
 )
 def test_sub_packages_list_what_they_export(package: str) -> None:
     module = importlib.import_module(f"nlprobe.{package}")

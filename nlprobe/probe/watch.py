@@ -1,4 +1,4 @@
-"""Sees the attention products that a module computes, fused or written out, without changing what it computes."""
+"""Sees the attention products that a module computes, fused or written out; on request, puts others in their place."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -52,6 +52,7 @@ class Frame:
     Attributes:
         products: The attention products, in their order.
         linear: For each watched weight, what entered and what left the last linear map with it.
+        replace: Gives the A·V that the model goes on with in place of a product's own; None leaves them as they are.
     """
 
     weights: dict[int, str] = field(default_factory=dict)
@@ -59,23 +60,27 @@ class Frame:
     linear: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     chains: Chains = field(default_factory=Chains)
     refused: str = ""
+    replace: Callable[[Product], Tensor] | None = None
 
 
 class Watch(TorchFunctionMode):
     """While a frame is open, every attention product is noted in the innermost open frame.
 
-    A torch function mode: functions are called as they would have been, with the very same arguments. While it is
-    active torch skips the fused encoder kernels of `nn.MultiheadAttention` (`_native_multi_head_attention`) and takes
-    the functional path, which computes the same.
+    A torch function mode: functions are called as they would have been, with the very same arguments, and what they
+    give is changed where a frame has a `replace`, and nowhere else. While it is active torch skips the fused encoder
+    kernels of `nn.MultiheadAttention` (`_native_multi_head_attention`) and takes the functional path, which computes
+    the same.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._frames: list[Frame] = []
 
-    def open(self, weights: dict[str, Tensor] | None = None) -> Frame:
-        """Begin to watch; linear maps with one of the `weights` are noted by its name."""
-        frame = Frame({id(weight): name for name, weight in (weights or {}).items()})
+    def open(
+        self, weights: dict[str, Tensor] | None = None, replace: Callable[[Product], Tensor] | None = None
+    ) -> Frame:
+        """Begin to watch; linear maps with one of the `weights` are noted by its name, products may be replaced."""
+        frame = Frame({id(weight): name for name, weight in (weights or {}).items()}, replace=replace)
         if not self._frames:
             self.__enter__()
         self._frames.append(frame)
@@ -100,10 +105,14 @@ class Watch(TorchFunctionMode):
         if self._frames:
             name = getattr(func, "__name__", "")
             handle = _HANDLERS.get(name)
+            frame = self._frames[-1]
+            seen = len(frame.products)
             if handle is not None:
-                handle(self._frames[-1], args, kwargs, result)
-            elif self._frames[-1].chains:
-                self._frames[-1].chains.follow(name, args, kwargs, result)
+                handle(frame, args, kwargs, result)
+            elif frame.chains:
+                frame.chains.follow(name, args, kwargs, result)
+            if frame.replace is not None and len(frame.products) > seen:
+                return frame.replace(frame.products[-1])
         return result
 
 
