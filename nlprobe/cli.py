@@ -22,6 +22,7 @@ VERBS = {
     "inspect": "List the attention sites of a network.",
     "stats": "Measure how much attention differs between query positions.",
     "viz": "Draw attention maps over photographs, or how they became alike in a training.",
+    "intervene": "Replace the attention of networks, and see whether that matters.",
     "env": "Print versions and devices, for a bug report.",
 }
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +12,19 @@ from nlprobe.data import Batch, ImageDataset, Joint
 from nlprobe.data.preprocessing import Transform
 from nlprobe.errors import DataError
 from nlprobe.processes import ALONE, Processes
-from nlprobe.stats.intervals import Estimate, bootstrap_mean
+from nlprobe.stats.intervals import Estimate, bootstrap_mean, paired_difference
 from nlprobe.tables import Cell, Column, Table
 from nlprobe.training import Scores, evaluate
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A score of a network before and after a change, and the difference after − before over the same images."""
+
+    metric: str
+    before: Estimate
+    after: Estimate
+    difference: Estimate
 
 
 class Scoring(ABC):
@@ -61,6 +72,10 @@ class Scoring(ABC):
         """
 
     @abstractmethod
+    def effects(self, before: Any, after: Any, seed: int) -> list["Effect"]:
+        """What a change of a network does to its scores on the same images, with paired intervals."""
+
+    @abstractmethod
     def table(self, rows: Sequence[tuple[str, Any, int]], title: str, seed: int) -> Table:
         """The table of all networks: label, scores, number of images that could not be read."""
 
@@ -96,6 +111,21 @@ class ClassificationScoring(Scoring):
         scores = evaluate(one.checkpoint.model.to(device), batches, device, processes=processes, order=order)
         assert scores is not None
         return scores
+
+    def effects(self, before: Scores, after: Scores, seed: int) -> list[Effect]:
+        """Of top-1 and, where there are more than five classes, of top-5; of the loss."""
+        shares = [("top1", 1), ("top5", 5)] if before.classes > 5 else [("top1", 1)]
+        values = [(name, before.hits(k), after.hits(k)) for name, k in shares]
+        values.append(("loss", before.losses, after.losses))
+        return [
+            Effect(
+                name,
+                bootstrap_mean(old, seed=seed),
+                bootstrap_mean(new, seed=seed),
+                paired_difference(new, old, seed=seed),
+            )
+            for name, old, new in values
+        ]
 
     def table(self, rows: Sequence[tuple[str, Any, int]], title: str, seed: int) -> Table:
         """A line for each network."""

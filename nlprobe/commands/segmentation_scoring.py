@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nlprobe.commands.scoring import Scoring, refuse_other_classes
+from nlprobe.commands.scoring import Effect, Scoring, refuse_other_classes
 from nlprobe.commands.sources import Labelled
 from nlprobe.data import Batch, ImageDataset, Joint, LabelMapDataset, whole
 from nlprobe.data.label_maps import coloured
@@ -18,7 +18,7 @@ from nlprobe.data.part import Part
 from nlprobe.errors import DataError
 from nlprobe.files import atomic_path
 from nlprobe.processes import ALONE, Processes
-from nlprobe.stats.intervals import bootstrap_of_sum
+from nlprobe.stats.intervals import Estimate, bootstrap_of_sum
 from nlprobe.tables import Cell, Column, Table
 from nlprobe.training import (
     Inference,
@@ -98,6 +98,21 @@ class SegmentationScoring(Scoring):
         )
         assert scores is not None
         return scores
+
+    def effects(self, before: SegmentationScores, after: SegmentationScores, seed: int) -> list[Effect]:
+        """Of the mean IoU and of the share of pixels that are right."""
+        pairs = np.stack([before.confusion, after.confusion], 1)  # (images, 2, classes, classes)
+        found = []
+        for name, statistic in (("miou", mean_iou), ("pixel_accuracy", pixel_accuracy)):
+
+            def three(summed: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray] = statistic) -> np.ndarray:
+                old, new = statistic(summed)
+                return np.array([old, new, new - old])
+
+            numbers = zip(*bootstrap_of_sum(pairs, three, seed=seed), strict=True)
+            estimates = [Estimate(float(mean), float(low), float(high), len(pairs)) for mean, low, high in numbers]
+            found.append(Effect(name, *estimates))
+        return found
 
     def table(self, rows: Sequence[tuple[str, Any, int]], title: str, seed: int) -> Table:
         """A line for each network, or for each class."""

@@ -40,7 +40,7 @@ class Intervention:
 
     Each site computes as always first, and then once more with the replacement; the model goes on with that. So the
     change of a block's output is measured on the very same input, whatever was changed before it. On leaving the
-    context every hook is gone, whatever happened, and the model is as it was.
+    context every hook is gone, whatever happened, and the model is as it was; entered again, it goes on.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Intervention:
             self._eagerly.enter_context(torch.compiler.set_stance("force_eager"))
         self._handles.append(self._model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True))
         self._handles.append(self._model.register_forward_hook(self._end))
+        self._hook(self.sites)
         return self
 
     def __exit__(
@@ -114,12 +115,15 @@ class Intervention:
                 self._model(*args, **kwargs)
         finally:
             self._surveying = False
-        for module in self._model.modules():
+        self.sites = found.sites
+        self._hook(self.sites)
+
+    def _hook(self, sites: Sequence[Site]) -> None:
+        for module in self._model.modules() if sites else ():
             if isinstance(module, nn.TransformerEncoder):
                 self._handles += shielded(module, self._watch)
-        for site in found.sites:
+        for site in sites:
             self._attach(site)
-        self.sites = found.sites
 
     def _attach(self, site: Site) -> None:
         rerun = self._rerun(site)
