@@ -11,6 +11,7 @@ import click
 from nlprobe.commands.options import config_option, force_option, format_option, seed_option
 from nlprobe.commands.report import progress, result, say, wrote
 from nlprobe.data import (
+    Coco,
     ImageDataset,
     LabelMapDataset,
     UnreadableImageError,
@@ -75,25 +76,35 @@ def check(root: Path, format: str) -> None:
     Says what kind of data set ROOT is, and how many classes and images it has.
 
     An image that cannot be read is named, and the command ends with 4; training and measuring would leave it out.
+    Annotations of COCO that cannot be used are named, too; they are left out, and their pictures are not.
     """
     rows, unreadable = [], 0
     for name, dataset in open_parts(root).items():
         bad = list(_unreadable(dataset, name))
-        for error in bad:
-            say(error.cause)
+        faults = dataset.faults if isinstance(dataset, Coco) else ()
+        for line in [error.cause for error in bad] + [f"{name}: {fault}" for fault in faults]:
+            say(line)
         unreadable += len(bad)
-        counts = Counter(dataset.labels) if dataset.labels is not None else None
+        counts = _counts(dataset)
         classes = len(dataset.classes) if dataset.classes is not None else None
         smallest = min((counts[label] for label in range(classes or 0)), default=None) if counts else None
         largest = max(counts.values()) if counts else None
-        rows.append([name, dataset.kind, classes, len(dataset), len(bad), smallest, largest])
-    columns = ("part", "kind", "classes", "images", "unreadable", "smallest class", "largest class")
+        lost = sum(not fault.kept for fault in faults) if isinstance(dataset, Coco) else None
+        rows.append([name, dataset.kind, classes, len(dataset), len(bad), smallest, largest, lost])
+    columns = ("part", "kind", "classes", "images", "unreadable", "smallest class", "largest class", "faulty objects")
     result(Table.of(f"`{root}`", [Column(column) for column in columns], rows).render(format))
     if unreadable:
         raise DataError(
             f"{unreadable} image{'s' if unreadable > 1 else ''} of `{root}` cannot be read",
             "replace or remove what is named above; training and measuring leave such images out",
         )
+
+
+def _counts(dataset: ImageDataset) -> Counter[int] | None:
+    """Images of each class, or objects where images show several."""
+    if isinstance(dataset, Coco) and dataset.has_instances:
+        return Counter(dataset.index.labels[dataset.index.learnt].tolist())
+    return Counter(dataset.labels) if dataset.labels is not None else None
 
 
 def _shown(name: str, pictures: Iterable[int], label: str) -> Iterable[int]:

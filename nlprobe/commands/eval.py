@@ -104,6 +104,8 @@ def command(
         if asked["predictions"] is not None:
             processes.first(lambda: refuse_existing(asked["predictions"], force=force))
         whole = processes.together(lambda: open_dataset(data, "train" if split == "train" else "val"))
+        for note in whole.notes() if processes.leads else ():
+            say(note)
         dataset, size = Part(whole, limit), batch_size or scoring.batch_size
         rows = [(one.label, *_score(scoring, one, dataset, size, workers, where, processes)) for one in networks]
 

@@ -12,7 +12,7 @@ from nlprobe.commands.report import progress, say
 from nlprobe.commands.sources import Named
 from nlprobe.data import Batch, Batches, ImageDataset, UnreadableImageError, data_fingerprint, open_dataset
 from nlprobe.data.loading import Share
-from nlprobe.data.part import Part
+from nlprobe.data.part import Part, Unlabelled
 from nlprobe.data.texts import Line, TextFile, is_text, read_texts
 from nlprobe.errors import ConfigError
 from nlprobe.libraries import Pictures, PythonItems, Texts, is_python
@@ -121,7 +121,7 @@ def feed(data: Data, one: Named, batch_size: int, workers: int = 0, *, speaks: b
 
 
 class Images(Feed):
-    """Images in batches; one by one where the network takes them in their own shape."""
+    """Images in batches; one by one where the network takes them in their own shape, so that none has neighbours."""
 
     def __init__(
         self, dataset: ImageDataset, pictures: Pictures, batch_size: int, workers: int, label: str, speaks: bool
@@ -133,7 +133,7 @@ class Images(Feed):
     def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
         """One pass over every `step`-th batch from number `start` on."""
         loaded = Batches(
-            self.dataset,
+            Unlabelled(self.dataset),
             self.pictures.transform,
             self.together,
             workers=self.workers,
@@ -141,6 +141,7 @@ class Images(Feed):
             pin_memory=torch.cuda.is_available(),
             share=Share(start % step, step),
             keep_empty=True,
+            pad=self.pictures.pad,
         )
         before, total = loaded.order.before, len(self.dataset)
         passed: Iterator[tuple[int, Batch]] = zip(count(start, step), loaded.epoch(0, start), strict=False)

@@ -1,13 +1,17 @@
 """Data sets in their native formats on disk, what lies between a picture and a network, and the miniature data."""
 
 from nlprobe.data.augmentation import Augmentation
+from nlprobe.data.coco import Coco
 from nlprobe.data.dataset import ImageDataset, Sample, data_fingerprint
 from nlprobe.data.images import UnreadableImageError, read_image
+from nlprobe.data.instance_augmentation import InstanceAugmentation, scored
+from nlprobe.data.instances import Instances
 from nlprobe.data.joint_augmentation import JointAugmentation, whole
 from nlprobe.data.label_maps import IGNORED, LabelMapDataset
-from nlprobe.data.loading import Batch, Batches, derived_seed
+from nlprobe.data.loading import Batch, Batches
 from nlprobe.data.miniature import write_miniature_cityscapes, write_miniature_imagenet
 from nlprobe.data.opening import open_dataset, open_parts
+from nlprobe.data.order import derived_seed
 from nlprobe.data.preprocessing import Joint, Preprocessing
 from nlprobe.data.texts import Line, TextFile, read_texts
 
@@ -16,7 +20,10 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Batches",
+    "Coco",
     "ImageDataset",
+    "InstanceAugmentation",
+    "Instances",
     "Joint",
     "JointAugmentation",
     "LabelMapDataset",
@@ -31,6 +38,7 @@ __all__ = [
     "open_parts",
     "read_image",
     "read_texts",
+    "scored",
     "whole",
     "write_miniature_cityscapes",
     "write_miniature_imagenet",

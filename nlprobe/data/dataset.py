@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
 
@@ -52,6 +54,15 @@ class ImageDataset(ABC):
     def label(self, index: int, picture: Image.Image) -> Any:
         """What the data set tells of an image whose picture was read; its class, or None."""
         return self.labels[index] if self.labels is not None else None
+
+    @property
+    def shapes(self) -> Int64[np.ndarray, "n 2"] | None:
+        """Height and width of each picture where they are known without reading it."""
+        return None
+
+    def notes(self) -> list[str]:
+        """What its files hold that is not used, in sentences."""
+        return []
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:

@@ -8,16 +8,17 @@ train together need not talk about who takes which sample.
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nlprobe.data.dataset import ImageDataset
 from nlprobe.data.images import UnreadableImageError
+from nlprobe.data.order import ALL, BatchOrder, Share, derived_seed
 from nlprobe.data.preprocessing import Joint, Transform
 from nlprobe.errors import ConfigError, DataError
 
@@ -30,91 +31,15 @@ class Batch(NamedTuple):
     """Some images: (B, 3, H, W), their labels, their names, and those that could not be read.
 
     Labels are one tensor, (B,) for classes, (B, H, W) for maps of classes, or a list where they are no tensors; None
-    where there are none.
+    where there are none. `sizes` is height and width of each picture within its image where images were padded at the
+    right and lower edges, and None where they never are.
     """
 
     images: Tensor
     labels: Any
     ids: list[str]
     unreadable: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one of several processes takes of the batches: number `index` of `of`; by default everything."""
-
-    index: int = 0
-    of: int = 1
-
-
-ALL = Share()
-
-
-class BatchOrder:
-    """The batches of an epoch, as a batch sampler of keys (epoch, index); set `epoch` and `start` before iterating.
-
-    With a seed, samples are shuffled anew each epoch, an incomplete last batch is left out, and each batch is cut into
-    equal parts: `parts` for each process. Without, samples come in their own order, all of them, and whole batches are
-    dealt out to the processes in turn.
-
-    Args:
-        count: Number of samples.
-        batch_size: Samples in a batch, over all processes.
-        seed: Seed of the order.
-        share: What this process takes.
-        parts: Into how many parts this process cuts what it takes of a batch.
-
-    Raises:
-        ConfigError: a batch cannot be cut into equal parts.
-    """
-
-    def __init__(
-        self, count: int, batch_size: int, seed: int | None = None, *, share: Share = ALL, parts: int = 1
-    ) -> None:
-        self.count, self.batch_size, self.seed, self.share, self.parts = count, batch_size, seed, share, parts
-        self.epoch = 0
-        self.start = 0
-        if seed is not None and batch_size % (share.of * parts):
-            pieces = share.of * parts
-            below = batch_size // pieces * pieces
-            raise ConfigError(
-                f"a batch of {batch_size} cannot be cut into equal parts for {share.of} "
-                f"process{'es' if share.of > 1 else ''}{f', {parts} parts each' if parts > 1 else ''}",
-                f"use a batch size that {pieces} divides, such as {f'{below} or ' if below else ''}{below + pieces}",
-            )
-
-    def __len__(self) -> int:
-        """Number of batches in a whole epoch, over all processes."""
-        return self.count // self.batch_size if self.seed is not None else -(-self.count // self.batch_size)
-
-    def before(self, batch: int) -> int:
-        """How many samples of an epoch come before a batch."""
-        return min(batch * self.batch_size, self.count)
-
-    def indices(self, epoch: int) -> list[int]:
-        """All samples in the order of that epoch."""
-        if self.seed is None:
-            return list(range(self.count))
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-        return torch.randperm(self.count, generator=generator).tolist()
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.indices(self.epoch)
-        for batch in range(self.start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            for piece in self._own(batch, chosen):
-                yield [(self.epoch, index) for index in piece]
-
-    def _own(self, batch: int, chosen: list[int]) -> Iterator[list[int]]:
-        """What this process takes of a batch."""
-        if self.seed is None:
-            if batch % self.share.of == self.share.index:
-                yield chosen
-            return
-        size = self.batch_size // (self.share.of * self.parts)
-        for part in range(self.parts):
-            first = (part * self.share.of + self.share.index) * size
-            yield chosen[first : first + size]
+    sizes: list[tuple[int, int]] | None = None
 
 
 class Batches:
@@ -132,9 +57,12 @@ class Batches:
         share: What this process takes of the batches; see `BatchOrder`.
         parts: With a seed, into how many batches this process cuts what it takes of one.
         keep_empty: Without a seed, hand out batches too of which no image can be read, so that all are counted.
+        pad: Pad the images of a batch at the right and lower edges to one size, a multiple of this; with 0 they are not
+            padded, and have to be of one size.
+        by_aspect: With a seed, pictures that are wider than high come together, and the others; see `BatchOrder`.
 
     Raises:
-        ConfigError: a batch cannot be cut into equal parts.
+        ConfigError: a batch cannot be cut into equal parts, or nobody knows which pictures are wide.
     """
 
     def __init__(
@@ -150,16 +78,19 @@ class Batches:
         share: Share = ALL,
         parts: int = 1,
         keep_empty: bool = False,
+        pad: int = 0,
+        by_aspect: bool = False,
     ) -> None:
         self._keep_empty = keep_empty
-        self.order = BatchOrder(len(dataset), batch_size, seed, share=share, parts=parts)
+        groups = _aspects(dataset) if by_aspect else None
+        self.order = BatchOrder(len(dataset), batch_size, seed, share=share, parts=parts, groups=groups)
         self.ids = dataset.ids
         self._report = report
         self._loader: DataLoader[Any] = DataLoader(
             _SeededSamples(dataset, transform, seed or 0),
             batch_sampler=self.order,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, pad),
             pin_memory=pin_memory,
             worker_init_fn=_outlive_signals,
             persistent_workers=workers > 0,
@@ -211,11 +142,6 @@ class _SeededSamples(Dataset[Any]):
             return self.transform(sample.image), sample.label, sample.id, ""
 
 
-def derived_seed(*numbers: int) -> int:
-    """A 63-bit seed that depends on every one of the numbers, and differently on their order."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed torch's CPU generator inside, and put its state back after."""
@@ -227,12 +153,36 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _collate(samples: Sequence[tuple[Tensor | None, Any, str, str]]) -> Batch:
+def _aspects(dataset: ImageDataset) -> list[int]:
+    """0 for each picture that is wider than high, 1 for the others."""
+    if dataset.shapes is None:
+        raise ConfigError(
+            f"pictures of `{dataset.root}` ({dataset.kind}) cannot be grouped by their shape before they are read",
+            "leave the grouping out, or give a data set that lists their sizes, such as COCO",
+        )
+    heights, widths = dataset.shapes.T
+    return [int(group) for group in heights >= widths]
+
+
+def _collate(pad: int, samples: Sequence[tuple[Tensor | None, Any, str, str]]) -> Batch:
     good = [(image, label, name) for image, label, name, _ in samples if image is not None]
     unreadable = [(name, reason) for image, _, name, reason in samples if image is None]
     names = [name for *_, name in good]
-    images = _stacked([image for image, _, _ in good], names) if good else torch.empty(0)
-    return Batch(images, _labels([label for _, label, _ in good], names), names, unreadable)
+    images = [image for image, _, _ in good]
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images] if pad else None
+    stacked = _stacked(padded(images, pad), names) if good else torch.empty(0)
+    return Batch(stacked, _labels([label for _, label, _ in good], names), names, unreadable, sizes)
+
+
+def padded(images: list[Tensor], multiple: int) -> list[Tensor]:
+    """Images (3, h, w) with zeros at their right and lower edges, all of one size, a multiple of `multiple`.
+
+    With a multiple of 0 they stay as they are.
+    """
+    if not multiple or not images:
+        return images
+    height, width = (-(-max(image.shape[axis] for image in images) // multiple) * multiple for axis in (-2, -1))
+    return [functional.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
 
 
 def _labels(labels: list[Any], names: list[str]) -> Any:

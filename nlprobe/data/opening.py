@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from nlprobe.data.cityscapes import MAPS, PICTURES, Cityscapes
+from nlprobe.data.coco import ANNOTATIONS, Coco, coco_year, holds_pictures
 from nlprobe.data.dataset import ImageDataset
 from nlprobe.data.folders import ClassFolders, Photographs, class_folders, holds_images, image_files
 from nlprobe.data.images import is_image
@@ -15,7 +16,8 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 LAYOUTS = (
     "a data set is: train/<class>/ and val/<class>/ (ImageNet), <class>/ (any ImageFolder), leftImg8bit/ and gtFine/ "
-    "(Cityscapes), an unpacked MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, a folder of photographs, or one photograph"
+    "(Cityscapes), train2017/, val2017/ and annotations/ (COCO), an unpacked MNIST, Fashion-MNIST, CIFAR-10 or "
+    "CIFAR-100, a folder of photographs, or one photograph"
 )
 
 
@@ -53,6 +55,10 @@ def _open(root: Path, split: Split) -> ImageDataset:
         raise DataError(
             f"`{root}` is a part of Cityscapes", f"give the folder that holds `{PICTURES}`, and `{MAPS}` for training"
         )
+    if year := coco_year(root):
+        return Coco(root, split, year)
+    if root.name == ANNOTATIONS and any(root.glob("instances_*.json")):
+        raise DataError(f"`{root}` is a part of COCO", f"give `{root.parent}`, with the folders of pictures in it")
     if small := find_small_images(root):
         if len(small) > 1:
             raise DataError(
@@ -120,8 +126,11 @@ def open_parts(root: Path | str) -> dict[str, ImageDataset]:
     root = Path(root).expanduser()
     if (root / PICTURES).is_dir():
         return {split: open_dataset(root, split) for split in SPLITS if (root / PICTURES / split).is_dir()}
+    if year := coco_year(root):
+        there = [split for split in SPLITS if holds_pictures(root, split, year)]
+        return {split: open_dataset(root, split) for split in there or SPLITS}
     whole = open_dataset(root, "train" if (root / "train").is_dir() else "val")
     if isinstance(whole, SmallImages):
         return {"train": open_dataset(root, "train"), "val": whole}
-    there = [split for split in SPLITS if (root / split).is_dir()]
-    return {split: open_dataset(root, split) for split in there} or {"all": whole}
+    parts = [split for split in SPLITS if (root / split).is_dir()]
+    return {split: open_dataset(root, split) for split in parts} or {"all": whole}

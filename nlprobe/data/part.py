@@ -1,13 +1,52 @@
-"""A part of a data set, for a quick try."""
+"""A part of a data set, for a quick try; or its pictures without what it tells of them."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
 from nlprobe.data.dataset import ImageDataset
 
 
-class Part(ImageDataset):
+class Selection(ImageDataset):
+    """Some images of a data set.
+
+    Args:
+        whole: The data set.
+        indices: Their numbers in it, in the order that they get here.
+    """
+
+    def __init__(self, whole: ImageDataset, indices: Sequence[int]) -> None:
+        self.whole, self.indices = whole, list(indices)
+        self.kind, self.root, self.classes = whole.kind, whole.root, whole.classes
+        self.ids = [whole.ids[index] for index in self.indices]
+        self.labels = None if whole.labels is None else [whole.labels[index] for index in self.indices]
+
+    @property
+    def shapes(self) -> Int64[np.ndarray, "n 2"] | None:
+        """As in the whole data set."""
+        return None if self.whole.shapes is None else self.whole.shapes[self.indices]
+
+    def notes(self) -> list[str]:
+        """Those of the whole data set."""
+        return self.whole.notes()
+
+    def picture(self, index: int) -> Image.Image:
+        """The picture in RGB."""
+        return self.whole.picture(self.indices[index])
+
+    def label(self, index: int, picture: Image.Image) -> Any:
+        """What the whole data set tells of it."""
+        return self.whole.label(self.indices[index], picture)
+
+    def size(self, index: int) -> int:
+        """As in the whole data set."""
+        return self.whole.size(self.indices[index])
+
+
+class Part(Selection):
     """`count` images of a data set, spread evenly over it: its first ones would all be of the first class.
 
     Args:
@@ -16,21 +55,16 @@ class Part(ImageDataset):
     """
 
     def __init__(self, whole: ImageDataset, count: int | None) -> None:
-        self.whole = whole
-        self.kind, self.root, self.classes = whole.kind, whole.root, whole.classes
         taken = len(whole) if count is None else min(count, len(whole))
-        self._indices = [position * len(whole) // taken for position in range(taken)]
-        self.ids = [whole.ids[index] for index in self._indices]
-        self.labels = None if whole.labels is None else [whole.labels[index] for index in self._indices]
+        super().__init__(whole, [position * len(whole) // taken for position in range(taken)])
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture in RGB."""
-        return self.whole.picture(self._indices[index])
 
-    def label(self, index: int, picture: Image.Image) -> Any:
-        """What the whole data set tells of it."""
-        return self.whole.label(self._indices[index], picture)
+class Unlabelled(Selection):
+    """The pictures of a data set alone: nothing is read but them, and nothing has to be there but them."""
 
-    def size(self, index: int) -> int:
-        """As in the whole data set."""
-        return self.whole.size(self._indices[index])
+    def __init__(self, whole: ImageDataset) -> None:
+        super().__init__(whole, range(len(whole)))
+        self.labels = None
+
+    def label(self, index: int, picture: Image.Image) -> None:
+        """Nothing."""

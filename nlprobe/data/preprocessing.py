@@ -36,7 +36,10 @@ class Preprocessing:
 
     Attributes:
         resize: Length of the shorter side in pixels; 0 leaves pictures in their own size.
+        longest: What the longer side has at most, both sides keeping their ratio; 0 sets no limit.
         crop: Side of the central crop in pixels; 0 takes pictures whole.
+        pad: When pictures come together, zeros are added at their right and lower edges until all have the same size, a
+            multiple of this many pixels; 0 adds nothing, so that only pictures of one size can come together.
         mean: Mean of red, green and blue, of values in [0, 1].
         std: Standard deviation of the same.
         interpolation: nearest, bilinear, bicubic or lanczos.
@@ -52,6 +55,8 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: str = "bilinear"
     antialias: bool = True
+    longest: int = 0
+    pad: int = 0
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -59,6 +64,12 @@ class Preprocessing:
         if min(self.crop, self.resize) < 0 or (self.resize and self.crop > self.resize):
             raise ConfigError(
                 f"preprocessing: `crop` {self.crop} does not fit into `resize` {self.resize}", "make `resize` larger"
+            )
+        if min(self.longest, self.pad) < 0 or (self.longest and (self.crop or self.longest < self.resize)):
+            raise ConfigError(
+                f"preprocessing: `longest` {self.longest} and `pad` {self.pad} with `resize` {self.resize} and `crop` "
+                f"{self.crop}",
+                "`longest` is 0 or at least `resize`, and goes without `crop`; `pad` is 0 or more",
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(
@@ -108,14 +119,37 @@ class Preprocessing:
         numbers = ", ".join(f"{mean:g}±{std:g}" for mean, std in zip(self.mean, self.std, strict=True))
         sharp = "" if self.antialias else " without antialiasing"
         size = f"shorter side {self.resize} ({self.interpolation}{sharp})" if self.resize else "in its own size"
-        return f"{size}, {f'crop {self.crop}' if self.crop else 'whole'}, normalised by {numbers}"
+        limit = f", longer side at most {self.longest}" if self.longest else ""
+        padded = f", padded to a multiple of {self.pad}" if self.pad else ""
+        return f"{size}{limit}, {f'crop {self.crop}' if self.crop else 'whole'}, normalised by {numbers}{padded}"
+
+    def at_size(self, picture: Image.Image, size: tuple[int, int]) -> Any:
+        """A picture brought to a height and width; a picture again, or a tensor where there is no antialiasing."""
+        # Pillow always filters when it shrinks, so only a tensor can be resized without.
+        first = picture if self.antialias else v2.functional.to_image(picture)
+        return v2.functional.resize(first, list(size), self.mode(), antialias=self.antialias)
 
     def _resized(self) -> list[Callable[[Any], Any]]:
-        # Pillow always filters when it shrinks, so only a tensor can be resized without.
+        if self.longest:
+            limits = (self.resize, self.longest)
+            return [lambda picture: self.at_size(picture, keep_ratio((picture.height, picture.width), *limits))]
         if not self.resize:
             return []
         first = [] if self.antialias else [v2.ToImage()]
         return [*first, v2.Resize(self.resize, self.mode(), antialias=self.antialias)]
+
+
+def keep_ratio(size: tuple[int, int], shorter: int, longest: int = 0) -> tuple[int, int]:
+    """Height and width after the shorter side became `shorter`, or less if the longer one would pass `longest`.
+
+    The factor is min(shorter / min(size), longest / max(size)), and sides are rounded to the nearest pixel, as
+    detection's code bases do (`800` and `1333`). Without `shorter` pictures are only ever made smaller.
+    """
+    factor = shorter / min(size) if shorter else 1.0
+    if longest:
+        factor = min(factor, longest / max(size))
+    height, width = (max(int(side * factor + 0.5), 1) for side in size)
+    return height, width
 
 
 def to_float() -> list[Callable[[Any], Any]]:

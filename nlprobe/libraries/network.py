@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from PIL import Image
 from torch import Tensor, nn
 
+from nlprobe.data.loading import padded
 from nlprobe.data.preprocessing import Preprocessing
 
 TRIAL_SIZES = ((96, 64), (80, 160))
@@ -27,17 +28,19 @@ class Pictures:
         description: What it does and where that is written, in a line.
         settings: The same for JSON.
         argument: The name under which the network takes the images; None where it is the only argument.
+        pad: Images are padded at the right and lower edges to a multiple of this; 0 where they are not.
     """
 
     transform: Callable[[Image.Image], Tensor]
     description: str
     settings: Mapping[str, Any]
     argument: str | None = None
+    pad: int = 0
 
     @classmethod
     def of(cls, preprocessing: Preprocessing) -> "Pictures":
         """Inputs by nlprobe's own preprocessing."""
-        return cls(preprocessing.transform(), str(preprocessing), preprocessing.as_dict())
+        return cls(preprocessing.transform(), str(preprocessing), preprocessing.as_dict(), pad=preprocessing.pad)
 
     @cached_property
     def size(self) -> tuple[int, int] | None:
@@ -47,7 +50,7 @@ class Pictures:
 
     def example(self) -> Shaped[Tensor, "1 c h w"]:
         """A batch of one image of noise as it would come from a picture, (1, C, H, W)."""
-        return self.transform(_noise(*TRIAL_SIZES[0])).unsqueeze(0)
+        return padded([self.transform(_noise(*TRIAL_SIZES[0]))], self.pad)[0].unsqueeze(0)
 
     def inputs(self, images: Shaped[Tensor, "b c h w"]) -> Tensor | dict[str, Tensor]:
         """A batch of images as the network takes it."""

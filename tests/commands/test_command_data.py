@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from nlprobe.cli import run
 from nlprobe.data import write_miniature_cityscapes, write_miniature_imagenet
@@ -89,3 +90,33 @@ def test_a_map_of_classes_that_cannot_be_read_is_named(tmp_path: Path, capsys) -
     path.write_bytes(b"no picture")
     assert run(["data", "check", str(tmp_path / "cityscapes")]) == 4
     assert path.name in capsys.readouterr().err
+
+
+def test_objects_that_cannot_be_used_are_named_and_counted(tmp_path: Path, capsys) -> None:
+    square = {"segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]], "bbox": [1, 1, 4, 4], "category_id": 3}
+    annotations = [
+        {**square, "id": 1, "image_id": 1},
+        {**square, "id": 2, "image_id": 1, "bbox": [1, 1, 0, 4]},
+        {**square, "id": 3, "image_id": 1, "bbox": [4, 4, 9, 2]},
+        {**square, "id": 4, "image_id": 9},
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 9}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}],
+    }
+    for folder in ("val2017", "annotations"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    Image.new("RGB", (9, 8)).save(tmp_path / "val2017" / "a.png")
+    assert run(["data", "check", str(tmp_path), "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    (part,) = json.loads(out)
+    assert (part["kind"], part["classes"], part["images"], part["unreadable"]) == ("COCO 2017", 2, 1, 0)
+    assert (part["smallest class"], part["largest class"], part["faulty objects"]) == (0, 2, 2)
+    assert "val: annotation 2 of `a.png`: box without area (x 1, y 1, width 0, height 4 in 9x8 pixels)" in err
+    assert "val: annotation 3 of `a.png`: box that reaches beyond its picture, and is cut off there" in err
+    assert "val: annotation 4: picture that is not in the list (9)" in err
+    Image.new("RGB", (8, 9)).save(tmp_path / "val2017" / "a.png")
+    assert run(["data", "check", str(tmp_path)]) == 4
+    assert "`a.png` cannot be read: it is 8x9 pixels, and its annotations are for 9x8" in capsys.readouterr().err

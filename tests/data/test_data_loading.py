@@ -175,3 +175,77 @@ def test_images_of_different_sizes_do_not_share_a_batch(imagenet: Path) -> None:
     batches = Batches(open_dataset(imagenet, "train"), lambda picture: torch.zeros(next(shapes)), 2)
     with pytest.raises(DataError, match="different sizes, 4x5 and 4x6"):
         next(iter(batches))
+
+
+def grouped(processes: int = 1, rank: int = 0, parts: int = 1) -> BatchOrder:
+    groups = [int(index % 3 == 0) for index in range(50)]
+    return BatchOrder(50, 4, seed=1, share=Share(rank, processes), parts=parts, groups=groups)
+
+
+def test_a_batch_holds_one_group_but_for_the_last_of_the_epoch() -> None:
+    order = grouped()
+    batches = list(order)
+    mixed = [len({index % 3 == 0 for _, index in batch}) > 1 for batch in batches]
+    assert len(batches) == len(order) == 12
+    assert mixed == [False] * 12  # 33 and 17 samples fill 8 and 4 batches
+    seen = [index for batch in batches for _, index in batch]
+    assert len(set(seen)) == 48
+    assert sorted(order.indices(0)) == list(range(50))
+    kinds = [batch[0][1] % 3 == 0 for batch in batches]
+    assert kinds != sorted(kinds)
+    assert kinds != sorted(kinds, reverse=True)
+
+
+def test_the_rest_of_the_groups_comes_together_at_the_end() -> None:
+    order = BatchOrder(12, 4, seed=1, groups=[0] * 6 + [1] * 6)
+    mixed = [len({index < 6 for _, index in batch}) > 1 for batch in order]
+    assert mixed == [False, False, True]
+    assert sorted(order.indices(3)) == list(range(12))
+
+
+def test_groups_are_shuffled_anew_each_epoch_and_resume_anywhere() -> None:
+    order = grouped()
+    assert order.indices(0) == grouped().indices(0) != order.indices(1)
+    whole = list(order)
+    order.start = 5
+    assert list(order) == whole[5:]
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(2, 1), (1, 2), (2, 2)])
+def test_groups_do_not_hang_on_the_number_of_processes(processes: int, parts: int) -> None:
+    own = [list(grouped(processes, rank, parts)) for rank in range(processes)]
+    for step, batch in enumerate(grouped()):
+        pieces = [own[rank][step * parts + part] for part in range(parts) for rank in range(processes)]
+        assert [key for piece in pieces for key in piece] == batch
+
+
+def test_images_are_padded_together_at_the_right_and_below_where_it_is_asked_for(imagenet: Path) -> None:
+    shapes = iter([(3, 4, 5), (3, 9, 6)])
+    (batch,) = Batches(
+        open_dataset(imagenet), lambda picture: torch.ones(next(shapes)), 2, pad=4, report=lambda error: None
+    ).epoch(0, 1)
+    assert batch.images.shape == (2, 3, 12, 8)
+    assert batch.sizes == [(4, 5), (9, 6)]
+    for image, (height, width) in zip(batch.images, batch.sizes, strict=True):
+        assert (image[:, :height, :width] == 1).all()
+        assert image.sum() == 3 * height * width
+
+
+def test_sizes_are_told_only_of_padded_images(imagenet: Path) -> None:
+    (batch,) = Batches(open_dataset(imagenet), PREPROCESSING.transform(), 4)
+    assert batch.sizes is None
+    (batch,) = Batches(open_dataset(imagenet), PREPROCESSING.transform(), 4, pad=12)
+    assert batch.images.shape == (4, 3, 12, 12)
+    assert batch.sizes == [(12, 12)] * 4
+
+
+def test_a_padded_batch_of_which_nothing_can_be_read_is_empty(imagenet: Path) -> None:
+    for path in (imagenet / "val").rglob("*.png"):
+        path.write_bytes(b"gone")
+    (batch,) = Batches(open_dataset(imagenet), PREPROCESSING.transform(), 4, pad=4, keep_empty=True)
+    assert (batch.ids, batch.sizes, len(batch.unreadable)) == ([], [], 4)
+
+
+def test_pictures_of_unknown_shape_cannot_be_grouped(imagenet: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be grouped by their shape"):
+        Batches(open_dataset(imagenet), RANDOM, 2, seed=0, by_aspect=True)
