@@ -23,6 +23,7 @@ from nlprobe.errors import ConfigError
 Branches = Literal["both", "collect", "distribute"]
 Direction = Literal["collect", "distribute"]
 PointWiseFusion = Literal["none", "add"]
+Alignment = Literal["corners", "parity"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class PointWiseConfig(BlockConfig):
         reduction: Inner width max(C // reduction, 1) of the branches; 2048 to 512 in PSANet.
         branches: Both directions, or one of them.
         shrink: The branches work on a map of (H − 1) // shrink + 1 positions, bilinear with aligned corners.
+        alignment: "corners", as `shrink` says, which is PSANet's; or "parity", which is mmsegmentation's: that where
+            shrink divides neither H nor W, and otherwise H // shrink positions without aligned corners, back too.
         compact: Every position predicts one number for each position of the shrunken map, by its place and not by its
             offset: the mask must then have just the size of that map.
         normalisation: The weighted sums are divided by it; 1 in the released configurations, mask_height · mask_width
@@ -56,6 +59,7 @@ class PointWiseConfig(BlockConfig):
     reduction: int = 4
     branches: Branches = "both"
     shrink: int = 2
+    alignment: Alignment = "corners"
     compact: bool = False
     normalisation: float = 1.0
     border: bool = False
@@ -66,6 +70,7 @@ class PointWiseConfig(BlockConfig):
             check_positive_integer(self.block, setting, getattr(self, setting))
         check_choice(self.block, "branches", self.branches, get_args(Branches))
         check_choice(self.block, "fusion", self.fusion, get_args(PointWiseFusion))
+        check_choice(self.block, "alignment", self.alignment, get_args(Alignment))
         check_switch(self.block, "compact", self.compact)
         check_switch(self.block, "border", self.border)
         check_positive_number(self.block, "normalisation", self.normalisation)
@@ -74,6 +79,16 @@ class PointWiseConfig(BlockConfig):
                 "a `border` without shrinking gives a map that is larger than the input, and nothing resizes it",
                 "leave `border` off, or set `shrink` to 2 or more",
             )
+
+    def aligned(self, height: int, width: int) -> bool:
+        """Whether a map of that size is shrunken, and its sums are enlarged, with aligned corners."""
+        return self.alignment == "corners" or bool(height % self.shrink and width % self.shrink)
+
+    def inner_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size of the shrunken map."""
+        if self.aligned(height, width):
+            return (height - 1) // self.shrink + 1, (width - 1) // self.shrink + 1
+        return height // self.shrink, width // self.shrink
 
     def inner_width(self, channels: int) -> int:
         """Width of a branch."""
@@ -226,14 +241,16 @@ class PointWise(nn.Module):
             joined = F.pad(joined, (1, 1, 1, 1))
         z = to_map(self.proj(to_rows(joined)), joined.shape[2:])
         if self.config.shrink != 1:
-            z = F.interpolate(z, x.shape[2:], mode="bilinear", align_corners=True)
+            aligned = self.config.aligned(*x.shape[2:])
+            z = F.interpolate(z, x.shape[2:], mode="bilinear", align_corners=aligned)
         return x + z if self.config.fusion == "add" else z
 
     def _branch(self, direction: Direction, rows: Tensor, outer: torch.Size, inner: tuple[int, int]) -> Tensor:
         """The branch's sums on the shrunken map, (b, width, h, w)."""
         reduced = to_map(self.get_submodule(f"reduce_{direction}")(rows), outer)
         if self.config.shrink != 1:
-            reduced = F.interpolate(reduced, inner, mode="bilinear", align_corners=True)
+            aligned = self.config.aligned(*outer)
+            reduced = F.interpolate(reduced, inner, mode="bilinear", align_corners=aligned)
         sums: Tensor = self.get_submodule(direction)(reduced)
         return sums
 
@@ -244,7 +261,7 @@ class PointWise(nn.Module):
                 f"`PointWise` of {self.channels} channels got an input of shape `{shape}`",
                 f"it takes (B, {self.channels}, H, W)",
             )
-        height, width = ((size - 1) // self.config.shrink + 1 for size in shape[2:])
+        height, width = self.config.inner_size(*shape[2:])
         mask = (self.config.mask_height, self.config.mask_width)
         if self.config.compact and mask != (height, width):
             raise ConfigError(

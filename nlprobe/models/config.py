@@ -11,7 +11,7 @@ from nlprobe.models.insertion import STAGES, Insertion
 
 LAYERS = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
 
-STEMS = ("plain", "deep")
+STEMS = ("plain", "deep", "narrow_deep")
 OUTPUT_STRIDES = (32, 16, 8)
 
 _EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -44,7 +44,8 @@ class ResNetConfig:
         width: Channels of the stem and planes of c2; 64 in every published network.
         stem: `plain` (one 7x7 convolution) or `deep` (three 3x3 of `width`, `width` and 2 `width` channels, the first
             with the stride), which the scene-parsing project's ResNets have, and with them CCNet and the paper's
-            Cityscapes networks.
+            Cityscapes networks; or `narrow_deep`, the same of half as many channels (`width` / 2 twice, then `width`),
+            which OpenMMLab's ResNetV1c and timm's `resnet50c` have.
         output_stride: Pixels of the input for one position of c5: 32, or 16 or 8 with the stride of c5, or of c4 and
             c5, replaced by dilation (2 in c5; 2 in c4 and 4 in c5). The weights are those of stride 32.
         dilate_first: Whether the convolution that had the stride is dilated as the rest of its stage is. Without, it
@@ -79,6 +80,8 @@ class ResNetConfig:
             raise unknown("kind of residual block", self.block, _EXPANSION)
         if self.stem not in STEMS:
             raise unknown("stem of a residual network", self.stem, STEMS)
+        if self.stem == "narrow_deep" and self.width % 2:
+            raise ConfigError(f"a `narrow_deep` stem halves the width, which is {self.width}", "take an even `width`")
         if self.output_stride not in OUTPUT_STRIDES:
             raise ConfigError(f"`output_stride` is {self.output_stride}", "use 32, 16 or 8")
         if self.dilate_first and self.output_stride == 32:

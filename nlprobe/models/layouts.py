@@ -62,8 +62,16 @@ def our_names(weights: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
 
 
 def stem_of(weights: Mapping[str, Tensor]) -> str:
-    """Which stem weights under our names belong to: `plain` or `deep`."""
-    return "deep" if "conv3.weight" in weights else "plain"
+    """Which stem weights under our names belong to: `plain`, `deep` or `narrow_deep`.
+
+    Either deep stem doubles its channels; what c2 is wide tells them apart: four times the planes that a bottleneck of
+    it begins with, or as many as a basic block has.
+    """
+    if "conv3.weight" not in weights:
+        return "plain"
+    width = len(weights["layer1.0.bn3.weight"]) // 4 if "layer1.0.bn3.weight" in weights else None
+    width = len(weights["layer1.0.bn2.weight"]) if width is None else width
+    return "deep" if len(weights["conv3.weight"]) == 2 * width else "narrow_deep"
 
 
 def _renamed(name: str) -> str:

@@ -136,12 +136,13 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
             self.bn1 = nn.BatchNorm2d(width)
         else:
-            self.conv1 = _conv3x3(3, width, stride=2)
-            self.bn1 = nn.BatchNorm2d(width)
-            self.conv2 = _conv3x3(width, width)
-            self.bn2 = nn.BatchNorm2d(width)
-            self.conv3 = _conv3x3(width, width * 2)
-            self.bn3 = nn.BatchNorm2d(width * 2)
+            inner = width if config.stem == "deep" else width // 2
+            self.conv1 = _conv3x3(3, inner, stride=2)
+            self.bn1 = nn.BatchNorm2d(inner)
+            self.conv2 = _conv3x3(inner, inner)
+            self.bn2 = nn.BatchNorm2d(inner)
+            self.conv3 = _conv3x3(inner, inner * 2)
+            self.bn3 = nn.BatchNorm2d(inner * 2)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.layer1 = _stage(config, "c2")
@@ -183,7 +184,7 @@ class ResNet(nn.Module):
     def stem(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h_out w_out"]:
         """What c2 gets: (B, `config.stem_channels()`, H/4, W/4), each length rounded up."""
         x = self.relu(self.bn1(self.conv1(images)))
-        if self.config.stem == "deep":
+        if self.config.stem != "plain":
             x = self.relu(self.bn2(self.conv2(x)))
             x = self.relu(self.bn3(self.conv3(x)))
         return self.maxpool(x)

@@ -1,4 +1,4 @@
-"""Semantic segmentation: a dilated residual network with the paper's FCN decoder and its operator, DANet or ANN."""
+"""Semantic segmentation: a dilated residual network with the FCN decoder and its operator, DANet, ANN or PSANet."""
 
 from collections import OrderedDict
 
@@ -12,6 +12,8 @@ from nlprobe.blocks import (
     AsymmetricFusionConfig,
     AsymmetricPyramid,
     ChannelAttention,
+    PointWise,
+    PointWiseConfig,
     PositionAttention,
     build_block,
 )
@@ -97,6 +99,26 @@ class AsymmetricHead(nn.Module):
         return {"scores": self.classifier(self.context(self.reduce(fused)))}
 
 
+class PointWiseHead(nn.Module):
+    """PSANet: point-wise attention on c5, c5 beside it, 3x3.
+
+    Shapes: c5 (B, C, H, W) -> coarse scores (B, classes, H, W).
+    """
+
+    def __init__(self, config: SegmentationConfig) -> None:
+        super().__init__()
+        assert isinstance(config.context, PointWiseConfig)
+        c5 = config.backbone.channels("c5")
+        self.fuse = conv_norm_relu(2 * c5, config.channels)
+        self.classifier = classifier(config.channels, config)
+        self.context = PointWise(c5, config=config.context)
+
+    def forward(self, features: Features) -> dict[str, Tensor]:
+        """Coarse scores."""
+        c5 = features["c5"]
+        return {"scores": self.classifier(self.fuse(torch.cat([c5, self.context(c5)], 1)))}
+
+
 class AuxiliaryHead(nn.Sequential):
     """3x3 and classifier on c4, for a second loss in training."""
 
@@ -167,4 +189,5 @@ HEAD_CLASSES: dict[str, type[nn.Module]] = {
     "fcn": FCNHead,
     "dual_attention": DualAttentionHead,
     "asymmetric": AsymmetricHead,
+    "point_wise": PointWiseHead,
 }

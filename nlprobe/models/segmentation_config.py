@@ -11,7 +11,7 @@ from nlprobe.models.config import ResNetConfig, fitting_settings
 
 DILATED = ResNetConfig(stem="deep", output_stride=8, dilate_first=True, classes=0)
 
-HEADS = ("fcn", "dual_attention", "asymmetric")
+HEADS = ("fcn", "dual_attention", "asymmetric", "point_wise")
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,11 @@ class SegmentationConfig:
 
     Args:
         backbone: The trunk; its `classes` are 0, as it has no classifier of its own.
-        head: `fcn` (3x3, context operator, 3x3, concatenation with c5, 3x3, classifier), `dual_attention` (DANet) or
-            `asymmetric` (ANN).
-        context: The operator in the `fcn` head; None for the plain one.
+        head: `fcn` (3x3, context operator, 3x3, concatenation with c5, 3x3, classifier), `dual_attention` (DANet),
+            `asymmetric` (ANN) or `point_wise` (PSANet: the operator on c5 itself, concatenation with c5, 3x3,
+            classifier).
+        context: The operator in the `fcn` head; None for the plain one. That of the `point_wise` head, which has to be
+            one without a fusion of its own.
         channels: Width of the head; 512 in the paper.
         concatenate: Whether the `fcn` head lays c5 beside its result before the last 3x3.
         auxiliary: Channels of the auxiliary head on c4; 0 for none.
@@ -59,7 +61,13 @@ class SegmentationConfig:
                 f"{self.classes} classes, dropout {self.dropout}",
                 "channels and classes are 1 or more, the auxiliary head's channels 0 or more, dropout is below 1",
             )
-        if self.head != "fcn" and (self.context is not None or not self.concatenate):
+        if self.head == "point_wise":
+            if not isinstance(self.context, PointWiseConfig) or self.context.fusion != "none" or not self.concatenate:
+                raise ConfigError(
+                    "the `point_wise` head lays point-wise attention beside c5",
+                    "give `context` a `point_wise` block with `fusion` none, and leave `concatenate` on",
+                )
+        elif self.head != "fcn" and (self.context is not None or not self.concatenate):
             raise ConfigError(
                 f"the `{self.head}` head has its own context operators and takes no others",
                 "leave `context` and `concatenate` as they are, or take the `fcn` head",
@@ -75,6 +83,7 @@ class SegmentationConfig:
         within = [f"backbone.{site}" for site in self.backbone.sites()]
         heads = {
             "fcn": _operator_sites(self.context),
+            "point_wise": _operator_sites(self.context),
             "dual_attention": ["head.position", "head.channel"],
             "asymmetric": ["head.fusion", "head.context"],
         }

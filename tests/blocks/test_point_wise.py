@@ -51,19 +51,27 @@ def branch_formula(branch: PointWiseBranch, x: Tensor) -> Tensor:
     return torch.stack(columns, -1).unflatten(2, (height, width))
 
 
+def shrunken(config: PointWiseConfig, x: Tensor) -> tuple[list[int], bool]:
+    """Size of the shrunken map, and whether its corners are aligned."""
+    odd = all(length % config.shrink for length in x.shape[2:])
+    if config.alignment == "parity" and not odd:
+        return [length // config.shrink for length in x.shape[2:]], False
+    return [(length - 1) // config.shrink + 1 for length in x.shape[2:]], True
+
+
 def formula(block: PointWise, x: Tensor) -> Tensor:
     """The whole block."""
     config, sums = block.config, []
     for direction in config.directions:
         reduced = transform(block.get_submodule(f"reduce_{direction}"), x)
         if config.shrink > 1:
-            size = [(length - 1) // config.shrink + 1 for length in x.shape[2:]]
-            reduced = F.interpolate(reduced, size, mode="bilinear", align_corners=True)
+            size, aligned = shrunken(config, x)
+            reduced = F.interpolate(reduced, size, mode="bilinear", align_corners=aligned)
         sums.append(branch_formula(block.get_submodule(direction), reduced))
     joined = F.pad(torch.cat(sums, 1), (1,) * 4) if config.border else torch.cat(sums, 1)
     z = transform(block.proj, joined)
     if config.shrink > 1:
-        z = F.interpolate(z, x.shape[2:], mode="bilinear", align_corners=True)
+        z = F.interpolate(z, x.shape[2:], mode="bilinear", align_corners=shrunken(config, x)[1])
     return x + z if config.fusion == "add" else z
 
 
@@ -117,6 +125,8 @@ def test_a_compact_branch_is_its_loops(grid: tuple[int, int], direction: str) ->
         {"branches": "collect"},
         {"branches": "distribute", "shrink": 1},
         {"border": True},
+        {"alignment": "parity"},
+        {"alignment": "parity", "border": True, "shrink": 3},
         {"fusion": "add"},
     ],
     ids=str,

@@ -67,12 +67,13 @@ def test_timms_resnext101_32x4d_is_a_file_of_ours(tmp_path: Path) -> None:
     assert_same_logits(ARCHITECTURES["resnext101_32x4d"], theirs, tmp_path / "weights.pth")
 
 
+@pytest.mark.parametrize("stem, width", [("deep", 64), ("narrow_deep", 32)])
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
-def test_timms_deep_stem_is_recognised(tmp_path: Path, block: str) -> None:
+def test_timms_deep_stem_is_recognised(tmp_path: Path, block: str, stem: str, width: int) -> None:
     kind = {"basic": BasicBlock, "bottleneck": Bottleneck}[block]
-    theirs = lively(TimmResNet(kind, SMALL.layers, stem_type="deep", stem_width=64))
+    theirs = lively(TimmResNet(kind, SMALL.layers, stem_type="deep", stem_width=width))
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    assert_same_logits(replace(SMALL, block=block, stem="deep"), theirs, tmp_path / "weights.pth")
+    assert_same_logits(replace(SMALL, block=block, stem=stem), theirs, tmp_path / "weights.pth")
 
 
 def test_the_scene_parsing_projects_file_is_recognised(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_a_backbone_without_its_classifier_leaves_ours_alone_and_so_inserted_blo
         load_backbone(ours, weights)
 
 
-@pytest.mark.parametrize("stem, other", [("plain", "deep"), ("deep", "plain")])
+@pytest.mark.parametrize("stem, other", [("plain", "deep"), ("deep", "plain"), ("deep", "narrow_deep")])
 def test_another_stem_is_refused_in_words(stem: str, other: str) -> None:
     weights = ResNet(replace(SMALL, width=8, stem=stem)).state_dict()
     with pytest.raises(CheckpointError, match=f"has a {stem} stem, the network a {other} one\nset `stem`.*`{stem}`"):

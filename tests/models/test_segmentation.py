@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlprobe.blocks import ContextConfig, NonLocalConfig
+from nlprobe.blocks import ContextConfig, NonLocalConfig, PointWiseConfig
 from nlprobe.errors import ConfigError
 from nlprobe.models import Insertion, ResNetConfig, SegmentationConfig, build, config_from_dict
 
@@ -90,6 +90,24 @@ def test_ann_fuses_c4_with_c5() -> None:
     with torch.no_grad():
         fused = head.fusion(features["c4"], features["c5"])
         torch.testing.assert_close(head(features)["scores"], head.classifier(head.context(head.reduce(fused))))
+
+
+def test_psanet_lays_its_attention_beside_c5() -> None:
+    context = PointWiseConfig(mask_height=5, mask_width=7, alignment="parity", border=True)
+    network = build(replace(TINY, head="point_wise", context=context), seed=0).double().eval()
+    head, features = network.head, network.backbone.features(torch.randn(1, 3, 40, 48).double())
+    state = {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+    with torch.no_grad():
+        fused = layer(torch.cat([features["c5"], head.context(features["c5"])], 1), state, "head.fuse")
+        torch.testing.assert_close(head(features)["scores"], head.classifier(fused))
+    assert network.sites() == ["head.context.collect", "head.context.distribute"]
+    assert config_from_dict(json.loads(json.dumps(network.config.as_dict()))) == network.config
+
+
+@pytest.mark.parametrize("context", [None, ContextConfig(), PointWiseConfig(fusion="add")])
+def test_psanets_head_takes_point_wise_attention_only(context: object) -> None:
+    with pytest.raises(ConfigError, match="the `point_wise` head lays point-wise attention beside c5"):
+        replace(TINY, head="point_wise", context=context)
 
 
 def test_the_auxiliary_head_stands_on_c4() -> None:
