@@ -1,0 +1,155 @@
+"""Checkpoints of other projects as networks of ours: recognised, matched with the registry, mapped name by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlprobe.checkpoints.answers import LIKE, Answers, refuse_open
+from nlprobe.checkpoints.containers import Container, read_container
+from nlprobe.checkpoints.mapping import Mapped, mapped
+from nlprobe.checkpoints.mmseg import MMSegmentation
+from nlprobe.checkpoints.native import FORMAT, Checkpoint
+from nlprobe.checkpoints.project import Project, Weights
+from nlprobe.checkpoints.registry import Entry, entry_of, published
+from nlprobe.errors import CheckpointError
+from nlprobe.models import build, load_strictly
+from nlprobe.models.build import Config
+
+PROJECTS: tuple[Project, ...] = (MMSegmentation(),)
+
+
+@dataclass(frozen=True)
+class Foreign(Checkpoint):
+    """A checkpoint of another project, as a network of ours.
+
+    Attributes:
+        container: The file.
+        project: Whose it is.
+        entry: What the registry says of it; None where its questions were answered by hand.
+        settings: What its weights do not tell, in the words of `--set`.
+        left_out: Reason to the number of tensors of the file that are not in the network.
+        config: The network.
+    """
+
+    container: Container
+    project: Project
+    entry: Entry | None
+    settings: Mapping[str, str]
+    left_out: Mapping[str, int]
+    config: Config
+
+    def redrawn(self, seed: int = 0) -> torch.nn.Module:
+        """The same network with weights drawn anew by our own initialisation."""
+        return build(self.config, seed=seed).eval()
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file is no checkpoint of nlprobe's own: not safetensors, or without our header."""
+    with path.open("rb") as file:
+        start = file.read(1 << 20)
+    return start[8:9] != b"{" or f'"{FORMAT}":'.encode() not in start
+
+
+def project_of(container: Container) -> Project:
+    """The project whose names a file has.
+
+    Raises:
+        CheckpointError: none, with the first names.
+    """
+    for project in PROJECTS:
+        if project.recognises(container.weights):
+            return project
+    shown = ", ".join(f"`{name}`" for name in list(container.weights)[:3])
+    raise CheckpointError(
+        f"`{container.path}` names its weights as no project does that nlprobe reads: {shown}, …",
+        f"these are read: {', '.join(project.title for project in PROJECTS)}, and any timm or torchvision network by "
+        "`--model timm:NAME --weights FILE`",
+    )
+
+
+def read_foreign(path: Path, given: Mapping[str, str] | None = None, device: torch.device | str = "cpu") -> Foreign:
+    """Read a checkpoint of another project.
+
+    Args:
+        path: The file.
+        given: Answers to what its weights do not tell; they go before those of the registry.
+        device: Where the network goes.
+
+    Raises:
+        CheckpointError: the file cannot be read, or does not fit the network that it should be of.
+        ConfigError: a question is open, or an answer is not understood.
+    """
+    container = read_container(path)
+    project = project_of(container)
+    entry = entry_of(path)
+    settings = settings_of(project, container.weights, entry, given or {}, f"`{path}`")
+    answers = Answers(settings, f"`{path}`")
+    config = project.config(container.weights, answers)
+    model = build(config, seed=0)
+    found = map_weights(project, config, container.weights, model.state_dict(), f"`{path}`")
+    if answers.reversed_channels:
+        first = project.first_convolution(config)
+        found.weights[first] = found.weights[first].flip(1)
+    load_strictly(model, found.weights, f"`{path}`", lambda name: name.endswith(".num_batches_tracked"))
+    return Foreign(
+        model.to(device).eval(),
+        _metadata(container, project, entry, settings, answers, config),
+        path,
+        container,
+        project,
+        entry,
+        settings,
+        found.left_out,
+        config,
+    )
+
+
+def settings_of(
+    project: Project, weights: Weights, entry: Entry | None, given: Mapping[str, str], source: str
+) -> dict[str, str]:
+    """All answers: the registry's for this file, or for the one that `like` names, and those given by hand before them.
+
+    Raises:
+        ConfigError: one is missing, or answers what nobody asks.
+    """
+    model = published(given[LIKE]) if LIKE in given else entry
+    known = dict(model.settings) if model is not None else {}
+    own = {name: value for name, value in given.items() if name != LIKE}
+    refuse_open(project.questions(weights), {**known, **own}, source, project.describe(weights))
+    return {**known, **own}
+
+
+def map_weights(
+    project: Project, config: Config, weights: Weights, wanted: Mapping[str, torch.Tensor], source: str
+) -> Mapped:
+    """The file's tensors under our names, in our shapes.
+
+    Raises:
+        CheckpointError: as `mapped`.
+    """
+    return mapped(weights, project.rename(config), wanted, source)
+
+
+def _metadata(
+    container: Container,
+    project: Project,
+    entry: Entry | None,
+    settings: Mapping[str, str],
+    answers: Answers,
+    config: Config,
+) -> dict[str, Any]:
+    """As one of our own files has them, as far as they are known."""
+    classes = container.meta.get("CLASSES")
+    named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    return {
+        "model": entry.name if entry is not None else f"{project.name}/{container.path.stem}",
+        "config": config.as_dict(),
+        "preprocessing": answers.preprocessing(),
+        "classes": list(classes) if named and classes is not None else None,
+        "project": project.title,
+        "published": entry.metric if entry is not None else None,
+        "settings": dict(settings),
+    }

@@ -1,0 +1,54 @@
+"""What nlprobe knows of another project's checkpoints: one object a project."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from nlprobe.checkpoints.answers import Answers, Question
+from nlprobe.checkpoints.mapping import Rename
+from nlprobe.models.build import Config
+
+Weights = Mapping[str, Tensor]
+"""Tensors by the names of the project, `module.` taken off; of which shapes and not values are asked."""
+
+
+class Project(ABC):
+    """A project whose checkpoints can be read.
+
+    Attributes:
+        name: As in the registry: `mmseg`.
+        title: Its whole name: `mmsegmentation`.
+    """
+
+    name: str
+    title: str
+
+    @abstractmethod
+    def recognises(self, weights: Weights) -> bool:
+        """Whether the names are this project's."""
+
+    @abstractmethod
+    def describe(self, weights: Weights) -> str:
+        """What the names and shapes tell of the network, in a few words."""
+
+    @abstractmethod
+    def questions(self, weights: Weights) -> Sequence[Question]:
+        """What they do not tell."""
+
+    @abstractmethod
+    def config(self, weights: Weights, answers: Answers) -> Config:
+        """The network, from what they tell and from the answers to what they do not.
+
+        Raises:
+            CheckpointError: no network of ours is like it, and why.
+            ConfigError: an answer that is not understood.
+        """
+
+    @abstractmethod
+    def rename(self, config: Config) -> Rename:
+        """From the project's names to ours in that network."""
+
+    @abstractmethod
+    def first_convolution(self, config: Config) -> str:
+        """Our name of the weight whose input channels are the picture's."""
