@@ -103,15 +103,20 @@ class Answers:
 
         OpenMMLab and the others resize by interpolation of two by two pixels, without a low-pass before.
         """
-        order = slice(None, None, -1) if self.choice("order", "rgb", "bgr") == "bgr" else slice(None)
+        turn = -1 if self.reversed_channels else 1
+        mean, std = self.triple("mean")[::turn], self.triple("std")[::turn]
         return {
             "resize": self.integer("resize"),
             "crop": self.integer("crop") if "crop" in self.given else 0,
-            "mean": [value / 255 for value in self.triple("mean")[order]],
-            "std": [value / 255 for value in self.triple("std")[order]],
+            "mean": [value / 255 for value in mean],
+            "std": [value / 255 for value in std],
             "interpolation": "bilinear",
             "antialias": False,
         }
+
+    def inference(self) -> dict[str, int]:
+        """The sliding windows of the published score: side and stride; empty where pictures are taken whole."""
+        return {name: self.integer(name, 1) for name in ("window", "stride") if name in self.given}
 
     @property
     def reversed_channels(self) -> bool:
@@ -161,7 +166,7 @@ def refuse_open(questions: Sequence[Question], given: Mapping[str, str], source:
         ConfigError: in either case, with the questions.
     """
     names = [question.name for question in questions]
-    optional = ("crop", LIKE)
+    optional = ("crop", "window", "stride", LIKE)
     for name in given:
         if name not in names and name not in optional:
             raise ConfigError(

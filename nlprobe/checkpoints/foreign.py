@@ -41,6 +41,13 @@ class Foreign(Checkpoint):
     left_out: Mapping[str, int]
     config: Config
 
+    def sentence(self) -> str:
+        """Whose it is, what the registry says, and what was left out, in a line."""
+        known = f"{self.entry.name}, published {self.entry.metric}" if self.entry else "settings given by hand"
+        flaw = f"; FLAWED: {self.entry.flaw}" if self.entry and self.entry.flaw else ""
+        left = "".join(f"; left out: {count} tensors, {reason}" for reason, count in self.left_out.items())
+        return f"{self.project.title}, {known}{flaw}{left}"
+
     def redrawn(self, seed: int = 0) -> torch.nn.Module:
         """The same network with weights drawn anew by our own initialisation."""
         return build(self.config, seed=seed).eval()
@@ -151,5 +158,6 @@ def _metadata(
         "classes": list(classes) if named and classes is not None else None,
         "project": project.title,
         "published": entry.metric if entry is not None else None,
+        "inference": answers.inference(),
         "settings": dict(settings),
     }

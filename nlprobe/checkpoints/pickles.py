@@ -1,10 +1,12 @@
 """What a pickle says of itself without being run: the names that it would call, and how much it claims to hold."""
 
 import pickletools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
 from pickle import PickleError
+from typing import Any
 
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
@@ -51,10 +53,12 @@ def survey(file: BufferedIOBase, path: Path) -> Survey:
     texts: dict[int, str] = {}
     pushed: list[str] = []
     text = ""
-    integer, elements, nested, count = 0, 0, 0, 0
+    integer, elements, nested = 0, 0, 0
     try:
-        for operation, argument, _ in pickletools.genops(file):
-            kind, count = operation.name, count + 1
+        # typeshed asks for `IO`, which files and BytesIO are but which beartype does not see in them
+        operations: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]] = pickletools.genops(file)  # type: ignore[arg-type]
+        for operation, argument, _ in operations:
+            kind = operation.name
             if kind in _STRINGS:
                 text = str(argument)
                 pushed = [*pushed[-1:], text]

@@ -73,7 +73,10 @@ def published(name: str) -> Entry:
         short = [full for full in entries() if full.partition("/")[2] == name]
         if len(short) == 1:
             return entries()[short[0]]
-        raise ConfigError(f"no published checkpoint is called `{name}`", did_you_mean(name, list(entries())))
+        raise ConfigError(
+            f"no published checkpoint is called `{name}`",
+            did_you_mean(name, list(entries()), otherwise="`nlprobe zoo --published` lists them"),
+        )
     return entries()[name]
 
 

@@ -10,6 +10,7 @@ import click
 import torch
 
 from nlprobe.commands.options import (
+    answers_option,
     config_option,
     device_option,
     force_option,
@@ -22,7 +23,7 @@ from nlprobe.commands.report import progress, result, say, wrote
 from nlprobe.commands.scoring import ClassificationScoring, Scoring
 from nlprobe.commands.segmentation_scoring import SegmentationScoring
 from nlprobe.commands.several import own_device, several_processes
-from nlprobe.commands.sources import Labelled, read_checkpoints
+from nlprobe.commands.sources import Labelled, read_checkpoints, task_of
 from nlprobe.data import Batch, Batches, ImageDataset, UnreadableImageError, open_dataset
 from nlprobe.data.loading import Share
 from nlprobe.data.part import Part
@@ -41,6 +42,7 @@ from nlprobe.processes import Processes
     help="A checkpoint or a run's folder; repeat it for a table of several.",
 )
 @click.option("--label", "labels", multiple=True, help="Name of a checkpoint in the table; one for each --ckpt.")
+@answers_option
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A data set's root.")
 @click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="Its part.")
 @limit_option
@@ -70,6 +72,7 @@ from nlprobe.processes import Processes
 def command(
     checkpoints: tuple[Path, ...],
     labels: tuple[str, ...],
+    answers: tuple[str, ...],
     data: Path,
     split: str,
     limit: int | None,
@@ -99,7 +102,7 @@ def command(
     """
     with several_processes("while scoring", "start again") as processes:
         where = processes.together(lambda: own_device(device, processes))
-        networks = processes.together(lambda: read_checkpoints(checkpoints, labels))
+        networks = processes.together(lambda: read_checkpoints(checkpoints, labels, answers))
         scoring = processes.together(lambda: _scoring(networks, asked))
         if asked["predictions"] is not None:
             processes.first(lambda: refuse_existing(asked["predictions"], force=force))
@@ -124,7 +127,7 @@ def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
     Raises:
         ConfigError: networks of several tasks, or flags of another task.
     """
-    tasks = sorted({one.checkpoint.metadata.get("recipe", {}).get("task", "classification") for one in networks})
+    tasks = sorted({task_of(one) for one in networks})
     if len(tasks) > 1:
         raise ConfigError(f"the checkpoints are of several tasks: {', '.join(tasks)}", "score those of one at a time")
     if tasks == ["segmentation"]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import torch
 
+from nlprobe.checkpoints import About, Foreign, about, checkpoint_file, is_foreign
 from nlprobe.commands.inputs import feed, open_data
 from nlprobe.commands.options import Chosen, format_option, network_options
 from nlprobe.commands.report import result, say, terminal_width
@@ -54,18 +55,29 @@ def command(network: str | None, chosen: Chosen, size: int | None, data: str | N
     --size, or as the network's preprocessing makes it), and the block's settings. What else is known of the network
     goes to stderr, and is part of --format json. Without --weights the weights are random, which changes nothing here.
 
+    Of another project's file it also tells what is in it, which published checkpoint it is, and what its weights leave
+    open, which --set answers. Nothing in a file is run.
+
     \b
     Examples:
       nlprobe inspect runs/nl
+      nlprobe inspect nonlocal_r50-d8_512x1024_40k_cityscapes_20200605_210748-c75e81e3.pth
       nlprobe inspect timm:vit_base_patch16_224
       nlprobe inspect python:mymodel:make --size 128
     """
     asked = _asked(network, chosen)
+    found = _foreign_file(asked)
+    if found is not None and format != "json":
+        for line in found.lines():
+            say(line)
     (one,) = read_networks(replace(asked, random_weights=True))
     inputs = _inputs(one, size, data)
     sites = sized_sites(one.model, inputs, adapters=read_adapters(chosen.adapters))
     if format == "json":
-        result(json.dumps(_payload(one, sites, inputs), indent=1))
+        payload = _payload(one, sites, inputs)
+        if found is not None:
+            payload["file"] = found.as_dict()
+        result(json.dumps(payload, indent=1))
         return
     _tell(one)
     rows = tuple(Row(_cells(sized)) for sized in sites)
@@ -88,6 +100,14 @@ def _asked(network: str | None, chosen: Chosen) -> Chosen:
     return chosen
 
 
+def _foreign_file(asked: Chosen) -> About | None:
+    """What can be said of another project's file before its network is built, and where that fails, at all."""
+    for path in asked.checkpoints:
+        file = checkpoint_file(path)
+        return about(file) if is_foreign(file) else None
+    return None
+
+
 def _inputs(one: Named, size: int | None, data: str | None) -> Inputs:
     """What the network is shown."""
     pictures, texts = one.network.pictures, one.network.texts
@@ -104,7 +124,10 @@ def _inputs(one: Named, size: int | None, data: str | None) -> Inputs:
 
 
 def _tell(one: Named) -> None:
-    if one.checkpoint is not None:
+    if isinstance(one.checkpoint, Foreign):
+        for reason, count in one.checkpoint.left_out.items():
+            say(f"left out: {count} tensors, {reason}")
+    elif one.checkpoint is not None:
         metadata = one.checkpoint.metadata
         say(f"file: {one.checkpoint.path}")
         for name in ("model", "epoch", "seed"):

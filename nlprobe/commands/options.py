@@ -74,6 +74,16 @@ config_option = click.option(
 )
 
 
+answers_option = click.option(
+    "--set",
+    "answers",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What the weights of another project's --ckpt do not tell, such as scale=inv_sqrt; repeatable. "
+    "`nlprobe inspect FILE` says what is asked; like=NAME answers as for a published one.",
+)
+
+
 @dataclass(frozen=True)
 class Chosen:
     """The networks that a command line asks for; the words of `network_options`."""
@@ -88,6 +98,7 @@ class Chosen:
     mean: str | None = None
     std: str | None = None
     adapters: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
 _NETWORK_OPTIONS = {
@@ -96,7 +107,7 @@ _NETWORK_OPTIONS = {
         "checkpoints",
         multiple=True,
         type=click.Path(path_type=Path),
-        help="A checkpoint or a run's folder; repeatable.",
+        help="A checkpoint, of nlprobe or of another project, or a run's folder; repeatable.",
     ),
     "models": click.option(
         "--model",
@@ -106,6 +117,7 @@ _NETWORK_OPTIONS = {
         help="A network of another library: timm:NAME, torchvision:NAME, hf:FOLDER, python:package.module:callable; "
         "repeatable.",
     ),
+    "answers": answers_option,
     "labels": click.option(
         "--label",
         "labels",

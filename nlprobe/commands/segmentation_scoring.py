@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nlprobe.checkpoints import Foreign
 from nlprobe.commands.scoring import Effect, Scoring, refuse_other_classes
 from nlprobe.commands.sources import Labelled
 from nlprobe.data import Batch, ImageDataset, Joint, LabelMapDataset, whole
@@ -68,10 +69,15 @@ class SegmentationScoring(Scoring):
         return f"{one.preprocessing}; {self.inference_of(one)}"
 
     def inference_of(self, one: Labelled) -> Inference:
-        """What the checkpoint's recipe says, with what was asked for."""
-        trained = recipe_from_dict(one.checkpoint.metadata["recipe"])
-        assert isinstance(trained, SegmentationRecipe)
-        return replace(inference_of(trained), **self.changes)
+        """What the checkpoint's recipe or the registry says, with what was asked for."""
+        metadata = one.checkpoint.metadata
+        if isinstance(one.checkpoint, Foreign):
+            published = Inference(**metadata.get("inference", {}))
+        else:
+            trained = recipe_from_dict(metadata["recipe"])
+            assert isinstance(trained, SegmentationRecipe)
+            published = inference_of(trained)
+        return replace(published, **self.changes)
 
     def score(
         self,

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -11,7 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from nlprobe.checkpoints import Checkpoint, initial_model, read_checkpoint
+from nlprobe.checkpoints import (
+    Checkpoint,
+    Foreign,
+    checkpoint_file,
+    entry_of,
+    initial_model,
+    is_foreign,
+    parse_answers,
+    read_checkpoint,
+    read_foreign,
+)
 from nlprobe.commands.options import Chosen
 from nlprobe.data import Preprocessing
 from nlprobe.errors import CheckpointError, ConfigError
@@ -45,11 +55,53 @@ class Labelled:
         return Preprocessing.from_dict(settings)
 
 
-def read_checkpoints(paths: Sequence[Path], labels: Sequence[str]) -> list[Labelled]:
+def read_checkpoints(paths: Sequence[Path], labels: Sequence[str], answers: Sequence[str] = ()) -> list[Labelled]:
     """Read checkpoints; each is called by its label, else by its zoo name, else by its path where two share one.
+
+    Args:
+        paths: Checkpoints of nlprobe and of other projects.
+        labels: Their names in tables, or none.
+        answers: What the weights of other projects do not tell, `KEY=VALUE`.
 
     Raises:
         ConfigError: as many labels as checkpoints, or none; no label twice.
+    """
+    opened = open_files(paths, labels, answers)
+    for one in opened:
+        if isinstance(one.file, Network):
+            raise ConfigError(
+                f"`{one.label}` is a network of {one.file.package}, which nlprobe measures and does not score",
+                "score it with that library",
+            )
+    return [Labelled(one.label, one.file) for one in opened if isinstance(one.file, Checkpoint)]
+
+
+def task_of(one: Labelled) -> str:
+    """What a checkpoint was trained for, by its recipe, else by what kind of network it is."""
+    metadata = one.checkpoint.metadata
+    if "recipe" in metadata:
+        return str(metadata["recipe"].get("task", "classification"))
+    architecture = metadata["config"]["architecture"]
+    return {"resnet": "classification"}.get(architecture, architecture)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a file of weights turned out to hold, and its name in tables."""
+
+    label: str
+    path: Path
+    file: Checkpoint | Network
+
+
+def open_files(
+    paths: Sequence[Path], labels: Sequence[str] = (), answers: Sequence[str] = (), seed: int = 0
+) -> list[Opened]:
+    """Checkpoints of nlprobe and of other projects, in their order.
+
+    Raises:
+        ConfigError: as many labels as files, or none; no label twice; an answer that nobody asked for.
+        CheckpointError: a file cannot be read, or does not fit.
     """
     if labels and len(labels) != len(paths):
         raise ConfigError(
@@ -57,13 +109,30 @@ def read_checkpoints(paths: Sequence[Path], labels: Sequence[str]) -> list[Label
         )
     if len(set(labels)) != len(labels):
         raise ConfigError("two checkpoints have the same label", "give each a --label of its own")
-    checkpoints = [read_checkpoint(path) for path in paths]
-    names = list(labels) or [str(one.metadata.get("model") or one.path.stem) for one in checkpoints]
+    given = parse_answers(answers)
+    found = [_opened(checkpoint_file(path), given, seed) for path in paths]
+    if given and not any(isinstance(one, Foreign) for one in found):
+        raise ConfigError("--set is for checkpoints of other projects, and none is given", "leave it out")
+    names = list(labels) or [_short_name(one) for one in found]
     if len(set(names)) != len(names):
         names = [str(path) for path in paths]
     if len(set(names)) != len(names):
         raise ConfigError("the same checkpoint is given twice", "give it once, or give each a --label of its own")
-    return [Labelled(name, checkpoint) for name, checkpoint in zip(names, checkpoints, strict=True)]
+    return [Opened(name, path, one) for name, path, one in zip(names, paths, found, strict=True)]
+
+
+def _opened(path: Path, answers: Mapping[str, str], seed: int) -> Checkpoint | Network:
+    if not is_foreign(path):
+        return read_checkpoint(path)
+    if (entry := entry_of(path)) is not None and entry.project == "timm":
+        return open_network(f"timm:{entry.settings['model']}", path, Settings(seed))
+    return read_foreign(path, answers)
+
+
+def _short_name(one: Checkpoint | Network) -> str:
+    if isinstance(one, Network):
+        return default_name(one.source)
+    return str(one.metadata.get("model") or one.path.stem)
 
 
 @dataclass(frozen=True)
@@ -125,7 +194,7 @@ def read_networks(chosen: Chosen, seed: int = 0) -> list[Named]:
             "give one --label for each --ckpt, then one for each --model, in the same order",
         )
     own, others = chosen.labels[: len(chosen.checkpoints)], chosen.labels[len(chosen.checkpoints) :]
-    named = [_own(one) for one in read_checkpoints(chosen.checkpoints, own)] if chosen.checkpoints else []
+    named = [_of_file(one) for one in open_files(chosen.checkpoints, own, chosen.answers, seed)]
     names = others or _names(chosen.models, [one.label for one in named])
     settings = _settings(chosen, seed)
     weights = _weights(chosen)
@@ -180,15 +249,18 @@ def _named_object(reference: str) -> Any:
     return getattr(module, name)
 
 
-def _own(one: Labelled) -> Named:
+def _of_file(one: Opened) -> Named:
+    if isinstance(one.file, Network):
+        return Named(one.label, one.file)
+    checkpoint = one.file
     network = Network(
-        source=str(one.checkpoint.path),
-        model=one.checkpoint.model,
-        weights=Loaded(one.checkpoint.path),
-        pictures=Pictures.of(one.preprocessing),
-        redrawn=partial(initial_model, one.checkpoint),
+        source=str(checkpoint.path),
+        model=checkpoint.model,
+        weights=Loaded(checkpoint.path),
+        pictures=Pictures.of(Labelled(one.label, checkpoint).preprocessing),
+        redrawn=checkpoint.redrawn if isinstance(checkpoint, Foreign) else partial(initial_model, checkpoint),
     )
-    return Named(one.label, network, one.checkpoint)
+    return Named(one.label, network, checkpoint)
 
 
 def _names(sources: Sequence[str], taken: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from nlprobe.checkpoints import Foreign
 from nlprobe.commands.config import FILE_NAME, settings, write_settings
 from nlprobe.commands.inputs import Data, Feed, describe_data, feed, open_data
 from nlprobe.commands.options import (
@@ -314,6 +315,8 @@ def _rectangle(text: str | None, positions: str) -> Rectangle | None:
 
 def _tell(one: Named, found: Feed) -> None:
     """Say where the weights come from and what is done to the data."""
+    if isinstance(one.checkpoint, Foreign):
+        say(f"{one.label}: {one.checkpoint.sentence()}")
     if one.checkpoint is None:
         none = " as no --weights are given" if isinstance(one.network.weights, Drawn) else ""
         say(f"{one.label}: {one.network.weights}{none}")

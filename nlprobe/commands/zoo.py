@@ -11,7 +11,8 @@ import click
 import torch
 
 from nlprobe.commands.options import format_option
-from nlprobe.commands.report import result
+from nlprobe.commands.published_checkpoints import published_table
+from nlprobe.commands.report import result, terminal_width
 from nlprobe.errors import ConfigError
 from nlprobe.models import Costs, ModelEntry, PaperRow, build, count_costs, differing_cells, rows
 from nlprobe.models.costs import GIGA, MEGA, paper_count
@@ -44,15 +45,38 @@ COLUMNS = (
 @click.argument("patterns", nargs=-1, metavar="[NAME]...")
 @click.option("--task", help="Only models of this task, such as classification.")
 @click.option("--table", help="Only rows of this table of the paper, such as 8a; 8 is both 8a and 8b.")
+@click.option("--published", is_flag=True, help="List the checkpoints of other projects that can be read instead.")
+@click.option("--project", help="With --published: only those of this project, such as mmseg.")
+@click.option("--block", help="With --published: only those with this attention, such as GC; part of its name.")
+@click.option("--data", help="With --published: only those trained on this, such as Cityscapes; part of its name.")
 @format_option()
-def command(patterns: tuple[str, ...], task: str | None, table: str | None, format: str) -> None:
+def command(
+    patterns: tuple[str, ...],
+    task: str | None,
+    table: str | None,
+    published: bool,
+    project: str | None,
+    block: str | None,
+    data: str | None,
+    format: str,
+) -> None:
     """List the models of the paper with their parameters and costs.
 
     A line for each row of the paper's tables, and for each miniature model; NAME chooses some of them, as a part of the
     name or a pattern such as 'imagenet/*-nl*'. Beside the exact parameters and the true multiply-accumulates stand the
     paper's printed figures and our count by the counter that the paper's FLOPs come from; a star marks a printed cell
     that ours does not round to.
+
+    With --published it lists the checkpoints of other projects that nlprobe reads, with their scores; `nlprobe fetch`
+    downloads them.
     """
+    if published:
+        if task is not None or table is not None:
+            raise ConfigError("--task and --table choose models of the paper", "leave them out, or --published")
+        result(published_table(patterns, project, block, data).render(format, width=terminal_width()))
+        return
+    if project is not None or block is not None or data is not None:
+        raise ConfigError("--project, --block and --data choose published checkpoints", "add --published")
     chosen = _choose(patterns, task, table)
     costs = _count([entry for entry, _ in chosen])
     if format == "json":

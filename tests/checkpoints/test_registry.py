@@ -1,0 +1,126 @@
+"""Every published checkpoint of the registry: its network has just the weights that its project defines."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from mmseg_twin import Segmentor
+from torch import Tensor
+
+from nlprobe.checkpoints.answers import Answers, refuse_open
+from nlprobe.checkpoints.foreign import PROJECTS, map_weights
+from nlprobe.checkpoints.registry import Entry, entries, entry_of, published
+from nlprobe.errors import ConfigError
+from nlprobe.models import build
+
+LAYERS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+CLASSES = {"Cityscapes": 19, "ADE20K": 150, "VOC 2012": 21}
+
+
+def weightless(network: torch.nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network on the meta device, of zeros that take no memory."""
+    return {name: torch.zeros((), dtype=held.dtype).expand(held.shape) for name, held in network.state_dict().items()}
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Networks on the meta device, whose weights nobody draws: that alone would take seconds."""
+    names = ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "zeros_", "constant_", "ones_")
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        for name in names:
+            patch.setattr(torch.nn.init, name, lambda tensor, *arguments, **settings: tensor)
+        yield
+
+
+@cache
+def mmseg_weights(block: str, depth: int, data: str) -> dict[str, Tensor]:
+    """What mmsegmentation's configuration of that name defines."""
+    mask = {"mask": (66, 66) if data == "ADE20K" else (97, 97)} if block == "PSA" else {}
+    with undrawn():
+        network = Segmentor(block, CLASSES[data], LAYERS[depth], 64, 512, 256, **mask)
+    return weightless(network)
+
+
+@cache
+def our_weights(config: object) -> dict[str, Tensor]:
+    with undrawn():
+        return build(config).state_dict()  # type: ignore[arg-type]
+
+
+def weights_of(entry: Entry) -> dict[str, Tensor]:
+    depth = re.search(r"r(50|101)", entry.name)
+    assert depth is not None
+    return mmseg_weights(entry.block, int(depth[1]), entry.data)
+
+
+@pytest.mark.parametrize(
+    "entry", [one for one in entries().values() if one.project != "timm"], ids=lambda one: one.name
+)
+def test_an_entry_builds_the_network_of_its_file(entry: Entry) -> None:
+    weights = weights_of(entry)
+    compare(entry.project, id(weights), tuple(sorted(entry.settings.items())), Held(weights))
+
+
+class Held:
+    """Weights that a cache may hold: all are equal, as their identity is a key of its own."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@cache
+def compare(name: str, _: int, settings: tuple[tuple[str, str], ...], held: Held) -> None:
+    """Map what the project defines to what we build; entries that differ in their training only are compared once."""
+    weights = held.weights
+    (project,) = (one for one in PROJECTS if one.name == name)
+    assert project.recognises(weights)
+    refuse_open(project.questions(weights), dict(settings), "it", project.describe(weights))
+    answers = Answers(dict(settings), "it")
+    config = project.config(weights, answers)
+    wanted = our_weights(replace(config, align_corners=False) if hasattr(config, "align_corners") else config)
+    found = map_weights(project, config, weights, wanted, "it")
+    assert set(found.weights) == set(wanted)
+    assert all(tensor.shape == wanted[name].shape for name, tensor in found.weights.items())
+    assert len(found.weights) + sum(found.left_out.values()) == len(weights)
+    assert answers.preprocessing()["std"][0] > 0
+
+
+def test_the_list_is_whole_and_says_what_it_has_to() -> None:
+    assert len([entry for entry in entries().values() if entry.project == "mmseg"]) == 108
+    for name, entry in entries().items():
+        assert name == entry.name
+        assert name.startswith(f"{entry.project}/")
+        assert entry.url.startswith("https://")
+        assert re.fullmatch(r"([0-9a-f]{8})?", entry.sha256)
+        assert entry.sha256 in entry.file_name
+    hashes = [entry.sha256 for entry in entries().values() if entry.sha256]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_names_may_leave_out_their_project_and_are_suggested() -> None:
+    assert published("psanet_r50-d8_512x1024_40k_cityscapes").name == "mmseg/psanet_r50-d8_512x1024_40k_cityscapes"
+    with pytest.raises(ConfigError, match="did you mean `mmseg/psanet_r50-d8_512x1024_40k_cityscapes`"):
+        published("mmseg/psanet_r50-d8_512x1024_40k_cityscape")
+
+
+def test_a_file_is_told_by_its_hash_and_not_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = published("gcnet_r50-d8_512x1024_40k_cityscapes")
+    path = tmp_path / entry.file_name
+    path.write_bytes(b"something else")
+    assert entry_of(path) is None
+    digest = hashlib.sha256(b"something else").hexdigest()
+    other = Entry(**{**entry.__dict__, "sha256": digest[:8]})
+    monkeypatch.setattr("nlprobe.checkpoints.registry.entries", lambda: {other.name: other})
+    assert entry_of(path.rename(tmp_path / "renamed.pth")) is other
