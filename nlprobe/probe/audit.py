@@ -29,6 +29,8 @@ class SiteAudit:
         masks: What was added to or hidden from the logits, in words.
         status: "passed", "unverified" (dropout drew other weights than those measured) or "not seen".
         not_counted: What the records of this site leave out, in words.
+        padding: How positions in the padding of pictures were told from the others, in words; "" where no sizes of
+            pictures were given, or it cannot be told.
     """
 
     site: str
@@ -40,6 +42,7 @@ class SiteAudit:
     masks: list[str] = field(default_factory=list)
     status: str = "not seen"
     not_counted: list[str] = field(default_factory=list)
+    padding: str = ""
 
     @property
     def error(self) -> float:
@@ -51,6 +54,7 @@ class SiteAudit:
         if self.status == "not seen" or found.status == "failed":
             self.dtype, self.errors, self.tolerance = found.dtype, found.errors, found.tolerance
             self.masks, self.status, self.not_counted = found.masks, found.status, found.not_counted
+            self.padding = found.padding
 
     def absorb(self, other: "SiteAudit") -> None:
         """Take in the audit of the same site in later forward calls."""
@@ -71,6 +75,7 @@ class SiteAudit:
             "masks": list(self.masks),
             "status": self.status,
             "not_counted": list(self.not_counted),
+            "padding": self.padding,
         }
 
 

@@ -174,10 +174,10 @@ def redraw(block: nn.Module, seed: int) -> nn.Module:
 def _runner(probe: Probe, twins: list[tuple[nn.Module, Probe]]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def run(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         inputs = tuple(tensor.detach() for tensor in args)
-        names, views = probe.upcoming(inputs[0].shape[0])
+        shown = probe.upcoming(inputs[0].shape[0])
         with torch.no_grad():
             for twin, twin_probe in twins:
-                with twin_probe.images(names, views):
+                with twin_probe.images(**vars(shown)):
                     twin(*inputs)
 
     return run

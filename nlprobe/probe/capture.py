@@ -1,8 +1,8 @@
 """The probe: a context in which a model's attention is measured while it runs."""
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Literal
@@ -20,6 +20,8 @@ from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_a
 from nlprobe.probe.energy import MomentTable
 from nlprobe.probe.measure import measure
 from nlprobe.probe.measurement import Precision, Wanted, refuse_unknown
+from nlprobe.probe.naming import Naming, Size, Upcoming
+from nlprobe.probe.padding import Padding, Placing, place
 from nlprobe.probe.positions import ImageBatch, prefix_tokens
 from nlprobe.probe.selections import Rectangle
 from nlprobe.probe.sites import Site, SiteSelection, compiled, known_sites, select, site_name
@@ -64,8 +66,7 @@ class Probe:
         self._moments = MomentTable()
         self._table = RecordTable()
         self._open: dict[str, SiteBatch] | None = None
-        self._named: list[tuple[str, int]] | None = None
-        self._numbered = 0
+        self._naming = Naming()
         self._called = False
         self._audited: set[tuple[str, int]] = set()
         self._checked: dict[str, SiteAudit] = {}
@@ -103,30 +104,33 @@ class Probe:
             )
         return False
 
-    @contextmanager
-    def images(self, ids: Sequence[object], views: Sequence[int] | None = None) -> Iterator[None]:
-        """Name the images of the forward calls inside the block.
+    def images(
+        self,
+        ids: Sequence[object],
+        views: Sequence[int] | None = None,
+        *,
+        sizes: Sequence[Size] | None = None,
+        canvas: Size | None = None,
+    ) -> AbstractContextManager[None]:
+        """Name the images of the forward calls inside the block, and say which part of each is picture.
+
+        With `sizes`, each image of a batch that is padded has records over all positions and over those that lie in its
+        picture (`positions` is "valid"): a cell (y, x) of a site's h'×w' grid does where its centre does,
+        (y + ½)·H/h' < h and (x + ½)·W/w' < w (`nlprobe.probe.padding.valid_cells`). Queries in the padding are left
+        out, keys never: ω_i is the row that the model used. `key` is over the keys in the picture. `padding_mass` is
+        the mean over the queries of the attention on padded keys.
 
         Args:
             ids: One name for each image, in the order of the batch; several calls may share them out.
             views: The crop or clip that each is; 0 by default. An image whose id comes with several views is one image.
+            sizes: Height and width in pixels of each picture within its tensor, which it fills from the top left.
+            canvas: Height and width of the tensors that `sizes` are measured in, where the model is given something
+                else than pictures; by default those of its input.
 
         Raises:
-            ConfigError: the calls inside held another number of images.
+            ConfigError: the calls inside held another number of images, or pictures of other sizes.
         """
-        views = [0] * len(ids) if views is None else list(views)
-        if len(views) != len(ids):
-            raise ConfigError(f"`images` got {len(ids)} ids and {len(views)} views", "give one view for each id")
-        self._named = list(zip(map(str, ids), views, strict=True))
-        try:
-            yield
-            if self._named:
-                raise ConfigError(
-                    f"`images` named {len(ids)} images, and {len(self._named)} of them never came",
-                    "give one id for each image of the batch",
-                )
-        finally:
-            self._named = None
+        return self._naming.images(ids, views, sizes, canvas)
 
     def frame(self) -> pd.DataFrame:
         """The records: one line for each image, site, call and quantity (`nlprobe.stats.records`)."""
@@ -153,7 +157,7 @@ class Probe:
             "records": self._table.state(),
             "moments": self._moments.state(),
             "audits": {name: asdict(audit) for name, audit in self._audits.items()},
-            "numbered": self._numbered,
+            "numbered": self._naming.numbered,
         }
 
     def absorb(self, state: Mapping[str, Any]) -> None:
@@ -165,14 +169,14 @@ class Probe:
                 self._add_found(paths[name], self._model.get_submodule(paths[name]))
             self._audits.setdefault(name, SiteAudit(name)).absorb(SiteAudit(**audit))
         self._moments.absorb(state["moments"], device)
-        self._numbered += state["numbered"]
+        self._naming.numbered += state["numbered"]
         self._table.absorb(state["records"])
         self._called = True
 
     def take(self) -> dict[str, object]:
         """The `state`, for another probe to `absorb`; this one then is as if it had measured nothing."""
         state = self.state()
-        self._moments, self._table, self._numbered = MomentTable(), RecordTable(), 0
+        self._moments, self._table, self._naming.numbered = MomentTable(), RecordTable(), 0
         self._audits = {name: SiteAudit(name) for name in self._audits}
         self._called = True
         return state
@@ -184,14 +188,14 @@ class Probe:
     def close(self) -> None:
         """Take every hook off; leaving the context does the same."""
         self._remove()
-        self._open = self._named = None
+        self._open = None
+        self._naming.close()
 
-    def upcoming(self, count: int) -> tuple[list[str], list[int]]:
-        """Names and views of the images of the forward call under way, which holds `count` of them."""
-        if self._named is None:
-            return [str(number) for number in range(self._numbered, self._numbered + count)], [0] * count
-        named = self._named[:count]
-        return [name for name, _ in named], [view for _, view in named]
+    def upcoming(self, count: int) -> Upcoming:
+        """The images of the forward call under way, which holds `count` of them, in the pixels of its input."""
+        found = self._naming.upcoming(count)
+        size = self._batch.size[-2:]
+        return replace(found, canvas=found.canvas or (size[0], size[1])) if found.sizes and size else found
 
     def _discovered(self, path: str, module: nn.Module) -> Deliver | None:
         """What takes the captures of a site that no adapter knew; None where it was not chosen."""
@@ -237,19 +241,21 @@ class Probe:
                 )
             audit = self._audits[site.name]
             images = self._images(capture, site)
-            capture = self._placed(capture, site)
+            placed = self._placed(capture, site)
+            placing = self._placing(placed, site, images, assumed=placed is not capture)
+            capture = placed
             with torch.autocast(capture.device.type, enabled=False):
                 batch = self._open.setdefault(site.name, SiteBatch(images))
                 use = (site.name, len(batch.calls))
                 if use not in self._audited:
-                    self._check(audit, capture)
+                    self._check(audit, capture, placing)
                     self._audited.add(use)
                 audit.calls += 1
-                self._take(site, capture, batch)
+                self._take(site, capture, batch, placing.padding)
 
         return receive
 
-    def _check(self, audit: SiteAudit, capture: Capture) -> None:
+    def _check(self, audit: SiteAudit, capture: Capture, placing: Placing) -> None:
         """Hold a capture against what the block computed; the audit keeps what the first forward call came to."""
         found = self._checked.setdefault(audit.site, SiteAudit(audit.site))
         try:
@@ -257,6 +263,15 @@ class Probe:
         except CaptureError:
             audit.describe(found)
             raise
+        found.padding = placing.how
+        found.not_counted += [placing.missing] if placing.missing else []
+
+    def _placing(self, capture: Capture, site: Site, images: int, *, assumed: bool) -> Placing:
+        """What is known of the padding of a capture; nothing where nobody gave the pictures' sizes."""
+        upcoming = self._naming.upcoming(images)
+        if upcoming.sizes is None:
+            return Placing()
+        return place(capture, upcoming, self._batch.size, site.prefix, assumed=assumed)
 
     def _images(self, capture: Capture, site: Site) -> int:
         """How many images the sets of a capture belong to."""
@@ -283,10 +298,12 @@ class Probe:
             )
         return sets
 
-    def _take(self, site: Site, capture: Capture, batch: SiteBatch) -> None:
+    def _take(self, site: Site, capture: Capture, batch: SiteBatch, padding: Padding | None) -> None:
         """Reduce a capture to numbers; prefix tokens lie in the set of the whole image, not in windows of it."""
         prefix = site.prefix if capture.sets == batch.images else 0
-        measurements, moments = measure(capture, self._wanted, site=site.name, prefix=prefix, images=batch.images)
+        measurements, moments = measure(
+            capture, self._wanted, site=site.name, prefix=prefix, images=batch.images, padding=padding
+        )
         batch.calls.append(measurements)
         batch.moments.append(moments)
 
@@ -322,25 +339,12 @@ class Probe:
             )
         for name, found in self._checked.items():
             self._audits[name].describe(found)
-        images, views = self._names(sizes.pop())
+        shown = self._naming.take(sizes.pop())
         for name, batch in sites.items():
             self._moments.add(name, batch.moments)
             batch.moments.clear()
-        self._table.add(Batch(images, views, sites))
+        self._table.add(Batch(shown.ids, shown.views, sites))
         self._called = True
-
-    def _names(self, count: int) -> tuple[list[str], list[int]]:
-        if self._named is not None and count > len(self._named):
-            raise ConfigError(
-                f"a forward call held {count} images, and `images` has {len(self._named)} names left",
-                "give one id for each image of the batch",
-            )
-        names = self.upcoming(count)
-        if self._named is None:
-            self._numbered += count
-        else:
-            self._named = self._named[count:]
-        return names
 
     def _remove(self) -> None:
         for handle in self._handles:

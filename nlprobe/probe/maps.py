@@ -21,6 +21,7 @@ from nlprobe.probe.adapters.protocol import UnaryMap
 from nlprobe.probe.batches import SiteBatch
 from nlprobe.probe.capture import Probe
 from nlprobe.probe.measurement import Wanted
+from nlprobe.probe.padding import Padding
 from nlprobe.probe.sites import Site, SiteSelection
 from nlprobe.stats import (
     Logits,
@@ -183,7 +184,7 @@ class _Drawing(Probe):
         super().__enter__()
         return self
 
-    def _take(self, site: Site, capture: Capture, batch: SiteBatch) -> None:
+    def _take(self, site: Site, capture: Capture, batch: SiteBatch, padding: Padding | None) -> None:
         if isinstance(capture, PairwiseCapture) and (capture.windows or capture.sets > batch.images):
             raise ConfigError(
                 f"`{site.name}` attends within windows, and a map is drawn over a whole image", "choose another site"

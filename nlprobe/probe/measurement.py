@@ -1,9 +1,10 @@
 """What is asked of a measurement, and what comes out of it."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from nlprobe.errors import ConfigError
@@ -74,6 +75,40 @@ class Moments:
 
 Measured = tuple[list[Measurement], dict[str, Moments]]
 """The records' numbers of one call, and the moments of the quantities that live in channel space."""
+
+
+def joined(measured: Sequence[Measured], lengths: Sequence[int]) -> Measured:
+    """The numbers of several runs of sets, one after another.
+
+    Args:
+        measured: What was measured of each run: the same records of each.
+        lengths: How many sets each run has.
+    """
+    if len(measured) == 1:
+        return measured[0]
+    measurements = [
+        replace(first, values=_joined([found[at].values for found, _ in measured], lengths))
+        for at, first in enumerate(measured[0][0])
+    ]
+    moments = {
+        quantity: Moments(*(torch.cat([getattr(rows[quantity], name) for _, rows in measured]) for name in vars(first)))
+        for quantity, first in measured[0][1].items()
+    }
+    return measurements, moments
+
+
+def _joined(values: Sequence[Mapping[str, Value]], lengths: Sequence[int]) -> dict[str, Value]:
+    device = next((value.device for value in values[0].values() if isinstance(value, Tensor)), None)
+
+    def column(name: str) -> Tensor:
+        return torch.cat(
+            [
+                value if isinstance(value, Tensor) else torch.full((length,), value, dtype=torch.float64, device=device)
+                for value, length in zip((one[name] for one in values), lengths, strict=True)
+            ]
+        )
+
+    return {name: column(name) for name in values[0]}
 
 
 def refuse_unknown(wanted: Wanted, metrics: Collection[str]) -> None:

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from nlprobe.probe.adapters import PairwiseCapture
-from nlprobe.probe.measurement import Measured, Measurement, Moments, Value, Wanted
+from nlprobe.probe.key_mass import with_padding_mass
+from nlprobe.probe.measurement import Measured, Measurement, Moments, Value, Wanted, joined
+from nlprobe.probe.padding import Padding, valid_queries
 from nlprobe.probe.rows import heads_of, measure_rows
-from nlprobe.probe.selections import Part, Selection, selections, valid_queries
+from nlprobe.probe.selections import Part, Selection, selections
 from nlprobe.probe.unary import with_unary
 from nlprobe.stats import (
     MapStatistics,
@@ -32,7 +34,12 @@ SOFTMAX = ("gaussian", "embedded_gaussian")
 
 
 def measure_pairwise(
-    capture: PairwiseCapture, wanted: Wanted, centres: Mapping[str, Tensor], prefix: int, images: int
+    capture: PairwiseCapture,
+    wanted: Wanted,
+    centres: Mapping[str, Tensor],
+    prefix: int,
+    images: int,
+    padding: Padding | None = None,
 ) -> Measured:
     """The numbers of all choices of positions, averaged over the windows of each image.
 
@@ -42,51 +49,35 @@ def measure_pairwise(
         centres: Data-set means by quantity.
         prefix: How many of the first positions are not places in the image.
         images: Images in the batch.
+        padding: Which positions lie in the pictures, where somebody has said so.
     """
-    base, *others = selections(capture, prefix, wanted.rectangle)
-    found, rows = _of_selection(capture, base, wanted, centres)
+    chosen = selections(capture, prefix, wanted.rectangle, padding)
+    measured = [_of_selection(capture, one, wanted, centres if one.keys is None else {}) for one in chosen]
+    found = [measurement for measurements, _ in measured for measurement in measurements]
     if wanted.metrics and "att" in wanted.quantities and capture.instantiation in SOFTMAX:
-        found = _with_metrics(found, capture, wanted.metrics, prefix)
-    for selection in others:
-        found += _of_selection(capture, selection, wanted, {})[0]
+        for positions, valid in _valid_by_positions(capture, chosen[0], padding).items():
+            found = _with_metrics(found, capture, wanted.metrics, prefix, positions, valid)
+    if padding is not None and "att" in wanted.quantities:
+        found = with_padding_mass(found, capture, padding, prefix)
     measurements = [_per_image(one, capture.sets, images) for one in found]
-    return measurements, {quantity: _image_moments(one, images) for quantity, one in rows.items()}
+    return measurements, {quantity: _image_moments(one, images) for quantity, one in measured[0][1].items()}
 
 
 def _of_selection(
     capture: PairwiseCapture, selection: Selection, wanted: Wanted, centres: Mapping[str, Tensor]
 ) -> Measured:
     """The numbers of one choice of positions, run by run where the choice differs between sets."""
-    parts = list(selection.of(capture))
-    if any(part.prefix >= part.capture.n_queries for part in parts):
-        parts = [replace(part, prefix=0) for part in parts]
-    measured = [_of_part(part, selection.positions, wanted, centres) for part in parts]
-    if len(measured) == 1:
-        return measured[0]
-    measurements = [
-        replace(first, values=_joined([found[at].values for found, _ in measured], selection.lengths))
-        for at, first in enumerate(measured[0][0])
-    ]
-    moments = {
-        quantity: Moments(*(torch.cat([getattr(rows[quantity], name) for _, rows in measured]) for name in vars(first)))
-        for quantity, first in measured[0][1].items()
-    }
-    return measurements, moments
+    measured = [_of_part(part, selection, wanted, centres) for part in selection.of(capture)]
+    return joined(measured, selection.lengths)
 
 
-def _joined(values: list[Mapping[str, Value]], lengths: tuple[int, ...]) -> dict[str, Value]:
-    """The values of several runs of sets, one after another."""
-    device = next((value.device for value in values[0].values() if isinstance(value, Tensor)), None)
-
-    def column(name: str) -> Tensor:
-        return torch.cat(
-            [
-                value if isinstance(value, Tensor) else torch.full((length,), value, dtype=torch.float64, device=device)
-                for value, length in zip((one[name] for one in values), lengths, strict=True)
-            ]
-        )
-
-    return {name: column(name) for name in values[0]}
+def _valid_by_positions(
+    capture: PairwiseCapture, first: Selection, padding: Padding | None
+) -> dict[str, Tensor | None]:
+    """Which queries count in the records of all heads' maps, by the positions of these; None for all."""
+    if padding is not None and padding.any:
+        return {"all": None, "valid": padding.queries}
+    return {first.positions: valid_queries(capture)}
 
 
 def _per_image(one: Measurement, sets: int, images: int) -> Measurement:
@@ -114,7 +105,7 @@ def _image_moments(one: Moments, images: int) -> Moments:
     return Moments(mean, one.energy.view(images, windows).mean(1), within + between)
 
 
-def _of_part(part: Part, positions: str, wanted: Wanted, centres: Mapping[str, Tensor]) -> Measured:
+def _of_part(part: Part, selection: Selection, wanted: Wanted, centres: Mapping[str, Tensor]) -> Measured:
     capture, quantities = part.capture, wanted.quantities
     size: dict[str, Value] = {"n_queries": capture.n_queries, "n_keys": capture.n_keys}
     rows: dict[str, Tensor] = {}
@@ -125,18 +116,27 @@ def _of_part(part: Part, positions: str, wanted: Wanted, centres: Mapping[str, T
     if capture.output is not None:
         rows["output"] = capture.output
     measurements, moments = measure_rows(
-        rows, size, quantities, centres, positions=positions, prefix=part.prefix, residual=capture.residual
+        rows,
+        size,
+        quantities,
+        centres,
+        positions=selection.positions,
+        beside=selection.beside,
+        leading=dict.fromkeys(rows, part.leading) | {"key": part.key_leading},
+        residual=capture.residual,
     )
-    without = _without_prefix(capture, part.prefix) if part.prefix else None
-    pairs = [(capture, positions)] if without is None else [(capture, positions), (without, "no_prefix")]
+    pairs = [(capture, selection.positions)]
+    if selection.beside:
+        pairs.append((_without_first(capture, part.leading), selection.beside))
+    leading = part.leading if selection.beside else 0
     if "prod" in quantities and capture.query is not None and capture.key is not None:
-        products = _products(capture, part.prefix)
-        for product, (one, place) in zip(products, pairs, strict=True):
-            measurements += _placed(_by_head(product, one), one, place)
-    if "att" in quantities:
-        maps = _softmax_maps(capture, part.prefix, wanted) if capture.instantiation in SOFTMAX else None
+        products = _products(capture, leading)
         for at, (one, place) in enumerate(pairs):
-            found = _other_maps(one) if maps is None else maps[at]
+            measurements += _placed(_by_head(products[min(at, len(products) - 1)], one), one, place)
+    if "att" in quantities:
+        maps = _softmax_maps(capture, leading, wanted) if capture.instantiation in SOFTMAX else None
+        for at, (one, place) in enumerate(pairs):
+            found = _other_maps(one) if maps is None else maps[min(at, len(maps) - 1)]
             flat = {} if maps is None or one.mask is None else {"flat": flat_distance(one.logits)}
             measured = _maps(*found, flat)
             if one.unary is not None:
@@ -145,9 +145,11 @@ def _of_part(part: Part, positions: str, wanted: Wanted, centres: Mapping[str, T
     return measurements, moments
 
 
-def _without_prefix(capture: PairwiseCapture, prefix: int) -> PairwiseCapture:
+def _without_first(capture: PairwiseCapture, count: int) -> PairwiseCapture:
     """The product's side of a capture without its first queries."""
-    logits = capture.logits.restricted(slice(prefix, capture.n_queries), slice(0, capture.n_keys))
+    if not count:
+        return capture
+    logits = capture.logits.restricted(slice(count, capture.n_queries), slice(0, capture.n_keys))
     return replace(
         capture,
         x=None,
@@ -155,7 +157,7 @@ def _without_prefix(capture: PairwiseCapture, prefix: int) -> PairwiseCapture:
         query=logits.query,
         mask=logits.mask,
         given=logits.given,
-        context=capture.context[:, :, prefix:],
+        context=capture.context[:, :, count:],
         valid=None,
     )
 
@@ -229,11 +231,15 @@ def _concat_logits(capture: PairwiseCapture) -> tuple[Tensor | None, Tensor | No
 
 
 def _with_metrics(
-    measurements: list[Measurement], capture: PairwiseCapture, metrics: tuple[str, ...], prefix: int
+    measurements: list[Measurement],
+    capture: PairwiseCapture,
+    metrics: tuple[str, ...],
+    prefix: int,
+    positions: str,
+    valid: Tensor | None,
 ) -> list[Measurement]:
-    """The maps of all positions with their further metrics; padding sees nothing and is left out of them."""
+    """The maps of some positions with their further metrics; padding sees nothing and is left out of them."""
     logits = capture.logits
-    valid = valid_queries(capture)
     if valid is not None:
         seeing = valid[:, None, :, None]
         mask = logits.mask or Mask()
@@ -248,7 +254,7 @@ def _with_metrics(
         measured = (PAIRWISE_HEAD,)
     return [
         replace(one, values=dict(one.values) | found)
-        if one.quantity == "att" and one.heads == measured and one.positions != "no_prefix"
+        if one.quantity == "att" and one.heads == measured and one.positions == positions
         else one
         for one in measurements
     ]

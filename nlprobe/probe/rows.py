@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from nlprobe.probe.measurement import Measured, Measurement, Moments, Value
+from nlprobe.probe.measurement import Measured, Measurement, Moments, Value, joined
+from nlprobe.probe.padding import Padding
+from nlprobe.probe.runs import chosen, padded_runs
 from nlprobe.stats import RowStatistics, avg_dist, row_statistics, row_statistics_beside_prefix
 
 
@@ -15,7 +17,8 @@ def measure_rows(
     centres: Mapping[str, Tensor],
     *,
     positions: str = "all",
-    prefix: int = 0,
+    beside: str = "",
+    leading: Mapping[str, int] | None = None,
     residual: bool = True,
 ) -> Measured:
     """The average distance of each, with what stands beside it.
@@ -26,7 +29,9 @@ def measure_rows(
         quantities: Which are wanted.
         centres: Data-set means by quantity.
         positions: What the records say of their positions.
-        prefix: How many of the first rows are left out of a second measurement.
+        beside: What the records of a second measurement say, without the first `leading` rows; "" for none. Of "valid"
+            are the moments, else of all rows.
+        leading: By quantity, 0 where it is missing.
         residual: Whether the output is added to the input inside the block.
     """
     measurements: list[Measurement] = []
@@ -36,14 +41,17 @@ def measure_rows(
         # `update` compares the output with the input, whether or not the input's own record is asked for
         if quantity not in quantities and not (quantity == "input" and "output" in quantities and residual):
             continue
-        skipped = prefix if prefix < v.shape[-2] else 0
-        statistics = row_statistics_beside_prefix(v, skipped) if skipped else [row_statistics(v)]
-        moments[quantity] = _moments(statistics[0])
+        skipped = (leading or {}).get(quantity, 0)
+        if not beside or skipped >= v.shape[-2]:
+            statistics = [row_statistics(v)]
+        else:
+            statistics = row_statistics_beside_prefix(v, skipped) if skipped else [row_statistics(v)] * 2
+        moments[quantity] = _moments(statistics[-1 if beside == "valid" else 0])
         if quantity == "input":
             inputs = statistics
         if quantity not in quantities:
             continue
-        for at, (one, place) in enumerate(zip(statistics, (positions, "no_prefix"), strict=False)):
+        for at, (one, place) in enumerate(zip(statistics, (positions, beside), strict=False)):
             values: dict[str, Value] = {"zero_rows": one.zero_rows, "avg_dist": one.avg_dist}
             if quantity in centres:
                 values["centred_dist"] = avg_dist(v[..., at * skipped :, :] - centres[quantity].to(v))
@@ -55,6 +63,34 @@ def measure_rows(
             heads = heads_of(one.avg_dist) if v.dim() > 3 else ("-",)
             measurements.append(Measurement(quantity, heads, common | values, place))
     return measurements, moments
+
+
+def measure_placed_rows(
+    rows: Mapping[str, Tensor],
+    size: Mapping[str, Value],
+    quantities: Collection[str],
+    centres: Mapping[str, Tensor],
+    padding: Padding | None,
+) -> Measured:
+    """`measure_rows` of all rows, and where pictures are padded of those that lie in the picture, image by image.
+
+    Args:
+        rows: By quantity, (b, n, c), or (b, h, n, d), of the same n positions.
+        size: Values that all records have.
+        quantities: Which are wanted.
+        centres: Data-set means by quantity.
+        padding: Which positions lie in the pictures, where somebody has said so.
+    """
+    if padding is None or not padding.any:
+        return measure_rows(rows, size, quantities, centres)
+    measured, first = [], 0
+    runs = padded_runs(padding.queries, None)
+    for run in runs:
+        part = {name: chosen(v[first : first + run.sets], run.queries) for name, v in rows.items()}
+        first += run.sets
+        leading = dict.fromkeys(rows, run.leading)
+        measured.append(measure_rows(part, size, quantities, centres, beside="valid", leading=leading))
+    return joined(measured, [run.sets for run in runs])
 
 
 def heads_of(values: Tensor) -> tuple[str, ...]:

@@ -1,14 +1,14 @@
 """Which positions are measured: all or those that are not padding, with and without prefix tokens; a rectangle."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from nlprobe.errors import ConfigError
 from nlprobe.probe.adapters import PairwiseCapture
+from nlprobe.probe.padding import Padding, valid_queries
+from nlprobe.probe.runs import Run, chosen, padded_runs, runs_of_equal
 from nlprobe.stats.masks import Rows
 
 Rectangle = tuple[slice, slice]
@@ -21,12 +21,14 @@ class Part:
     Attributes:
         capture: The capture, restricted; its keys are those of the product.
         keys: The key vectors at the chosen positions.
-        prefix: How many of the chosen queries, which come first, are prefix tokens.
+        leading: How many of the chosen queries, which come first, a second measurement leaves out.
+        key_leading: As `leading`, of the key vectors.
     """
 
     capture: PairwiseCapture
     keys: Tensor | None
-    prefix: int
+    leading: int
+    key_leading: int
 
 
 @dataclass(frozen=True)
@@ -37,97 +39,100 @@ class Selection:
 
     Attributes:
         positions: What its records say.
-        prefix: How many of the first positions are not places in the image: the choice is measured without them too.
-        queries: The queries of each run of sets, in their order; None for all.
-        lengths: How many sets each run has.
+        runs: The queries of each run of sets, in their order.
+        beside: What the records of a second measurement say, which leaves out the queries that come first; "" for none.
         keys: A range of keys; None for all.
     """
 
     positions: str
-    prefix: int = 0
-    queries: tuple[slice | Tensor | None, ...] = (None,)
-    lengths: tuple[int, ...] = (0,)
+    runs: tuple[Run, ...]
+    beside: str = ""
     keys: slice | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many sets each run has."""
+        return [run.sets for run in self.runs]
 
     def of(self, capture: PairwiseCapture) -> Iterator[Part]:
         """The capture restricted to the choice, for each run of sets with the same queries."""
         first = 0
-        for rows, length in zip(self.queries, self.lengths, strict=True):
-            part = capture if length == capture.sets else _of_sets(capture, slice(first, first + length))
-            first += length
-            keys = part.key
-            if rows is None:
-                yield Part(part, keys, self.prefix)
-                continue
-            if self.keys is not None and keys is not None:
-                keys = keys[:, :, self.keys]
-            elif keys is not None and part.self_attention:
-                keys = keys[:, :, rows]
-            before = max(0, self.prefix - rows.start) if isinstance(rows, slice) else int((rows < self.prefix).sum())
-            yield Part(_restricted(part, rows, self.keys), keys, before)
+        for run in self.runs:
+            part = capture if run.sets == capture.sets else _of_sets(capture, slice(first, first + run.sets))
+            first += run.sets
+            keys = None if part.key is None else chosen(part.key, self.keys if self.keys is not None else run.keys)
+            if run.queries is not None:
+                part = _restricted(part, run.queries, self.keys)
+            yield Part(part, keys, run.leading, run.key_leading)
 
 
-def selections(capture: PairwiseCapture, prefix: int, rectangle: Rectangle | None) -> list[Selection]:
-    """The choices that are measured of a capture: all or valid positions, and a rectangle.
+def selections(
+    capture: PairwiseCapture, prefix: int, rectangle: Rectangle | None, padding: Padding | None = None
+) -> list[Selection]:
+    """The choices that are measured of a capture: all positions, those that are no padding, and a rectangle.
+
+    The first one is that which sums over the data set are made of. Where a model leaves padding out by itself, as text
+    models do, only its valid positions are measured; where pictures are padded, all and the valid ones.
 
     Args:
         capture: What the adapter delivered.
         prefix: How many of the first positions are not places in the image.
         rectangle: Queries and keys that were asked for.
+        padding: Which positions lie in the pictures, where somebody has said so.
 
     Raises:
         ConfigError: the rectangle does not fit, or holds a key that a query does not see.
     """
-    runs = _runs(capture)
-    padded = any(rows is not None for rows, _ in runs)
     leading = prefix if prefix < capture.n_queries and capture.self_attention else 0
-    queries, lengths = tuple(rows for rows, _ in runs), tuple(length for _, length in runs)
-    found = [Selection("valid" if padded else "all", leading, queries, lengths)]
-    if rectangle is not None:
-        found.append(_rectangle(capture, rectangle))
-    return found
+    found = [] if rectangle is None else [_rectangle(capture, rectangle)]
+    if padding is not None and padding.any:
+        if leading:
+            valid = _without_padding(capture, padding.queries, padding.keys, leading)
+            return [valid, Selection("all", (Run(capture.sets),)), *found]
+        return [Selection("all", tuple(padded_runs(padding.queries, padding.keys)), "valid"), *found]
+    masked = valid_queries(capture)
+    if masked is not None and not bool(masked.all()):
+        keys = masked if capture.self_attention else None
+        return [_without_padding(capture, masked, keys, leading), *found]
+    run = Run(capture.sets, leading=leading, key_leading=leading)
+    return [Selection("all", (run,), "no_prefix" if leading else ""), *found]
 
 
-def valid_queries(capture: PairwiseCapture) -> Tensor | None:
-    """(s, n), False for padding: what the adapter says, else the positions whose keys no query sees; None where all."""
-    if capture.valid is not None:
-        return capture.valid
-    if capture.mask is None or not capture.self_attention or capture.windows:
-        return None
-    seen = capture.mask.seen_keys()
-    if seen is None or seen.shape[1] != capture.n_queries:
-        return None
-    return seen.expand(capture.sets, -1)
+def _without_padding(capture: PairwiseCapture, queries: Tensor, keys: Tensor | None, prefix: int) -> Selection:
+    """The valid positions, and these without prefix tokens, for each run of sets with the same padding."""
+    runs: list[tuple[Run, Tensor]] = []
+    for first, sets in runs_of_equal((queries, keys)):
+        rows, key_rows = (None if valid is None else _kept(valid[first]) for valid in (queries, keys))
+        assert rows is not None
+        run = Run(sets, _range_or_indices(rows), int((rows < prefix).sum()))
+        if key_rows is not None:
+            run = replace(run, keys=_range_or_indices(key_rows), key_leading=int((key_rows < prefix).sum()))
+        runs.append((run, rows))
+    beside = prefix > 0 and all(run.leading < len(rows) for run, rows in runs)
+    return Selection("valid", tuple(run for run, _ in runs), "no_prefix" if beside else "")
 
 
-def _runs(capture: PairwiseCapture) -> list[tuple[Rows | None, int]]:
-    """Runs of sets with the same queries: which (None for all), and how many sets."""
-    valid = valid_queries(capture)
-    if valid is None or bool(valid.all()):
-        return [(None, capture.sets)]
-    rows = valid.cpu()
-    runs: list[tuple[Rows | None, int]] = []
-    for pattern, sets in itertools.groupby(range(len(rows)), key=lambda at: tuple(rows[at].tolist())):
-        chosen = torch.tensor(pattern).nonzero().flatten()
-        if len(chosen) == 0:
-            raise ConfigError("an image or text consists of padding only", "leave it out of the data")
-        runs.append((_range_or_indices(chosen, valid.device), len(list(sets))))
-    return runs
+def _kept(valid: Tensor) -> Tensor:
+    """The indices of what is valid."""
+    rows = valid.nonzero().flatten()
+    if not len(rows):
+        raise ConfigError("an image or text consists of padding only", "leave it out of the data")
+    return rows
 
 
-def _range_or_indices(chosen: Tensor, device: torch.device) -> Rows:
-    first, last = int(chosen[0]), int(chosen[-1])
-    return slice(first, last + 1) if last + 1 - first == len(chosen) else chosen.to(device)
+def _range_or_indices(rows: Tensor) -> Rows:
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last + 1 - first == len(rows) else rows
 
 
 def _rectangle(capture: PairwiseCapture, rectangle: Rectangle) -> Selection:
     sizes = (capture.n_queries, capture.n_keys)
     ranges = []
-    for chosen, size, what in zip(rectangle, sizes, ("queries", "keys"), strict=True):
-        start, stop, _ = chosen.indices(size)
-        if start >= stop or (chosen.stop or 0) > size:
+    for asked, size, what in zip(rectangle, sizes, ("queries", "keys"), strict=True):
+        start, stop, _ = asked.indices(size)
+        if start >= stop or (asked.stop or 0) > size:
             raise ConfigError(
-                f"the rectangle's {what} {chosen.start}:{chosen.stop} do not lie within the {size} there are",
+                f"the rectangle's {what} {asked.start}:{asked.stop} do not lie within the {size} there are",
                 "give ranges START:STOP, counted from 0, that every site has",
             )
         ranges.append(slice(start, stop))
@@ -144,7 +149,7 @@ def _rectangle(capture: PairwiseCapture, rectangle: Rectangle) -> Selection:
                 f"a query of {queries.start}:{queries.stop} does not see every key of {keys.start}:{keys.stop}",
                 "choose keys that all chosen queries see (causal attention: keys that end before the queries begin)",
             )
-    return Selection("rectangle", 0, (queries,), (capture.sets,), keys)
+    return Selection("rectangle", (Run(capture.sets, queries),), keys=keys)
 
 
 def _of_sets(capture: PairwiseCapture, sets: slice) -> PairwiseCapture:
@@ -168,12 +173,12 @@ def _restricted(capture: PairwiseCapture, queries: Rows, keys: slice | None) -> 
     logits = capture.logits.restricted(queries, every_key)
     return replace(
         capture,
-        x=None if capture.x is None else capture.x[:, queries],
-        output=None if capture.output is None else capture.output[:, queries],
+        x=None if capture.x is None else chosen(capture.x, queries),
+        output=None if capture.output is None else chosen(capture.output, queries),
         query=logits.query,
         key=logits.key,
         value=capture.value[:, :, every_key],
-        context=capture.context[:, :, queries],
+        context=chosen(capture.context, queries),
         mask=logits.mask,
         given=logits.given,
         valid=None,

@@ -5,6 +5,7 @@ from nlprobe.stats.concat_maps import concat_map_statistics, concat_product_stat
 from nlprobe.stats.cross_maps import (
     cross_apply,
     cross_flat_distance,
+    cross_key_mass,
     cross_map_statistics,
     cross_product_statistics,
     cross_rows,
@@ -12,6 +13,7 @@ from nlprobe.stats.cross_maps import (
 from nlprobe.stats.distance import RowStatistics, avg_dist, row_statistics, row_statistics_beside_prefix
 from nlprobe.stats.dot_maps import dot_map_statistics
 from nlprobe.stats.flat_maps import flat_distance
+from nlprobe.stats.key_mass import concat_key_mass, dot_key_mass, joined_key_mass, softmax_key_mass
 from nlprobe.stats.logit_spread import logit_spread
 from nlprobe.stats.logits import Logits
 from nlprobe.stats.map_metrics import METRICS, map_metrics
@@ -19,7 +21,7 @@ from nlprobe.stats.maps import apply_map, map_rows, mean_map
 from nlprobe.stats.masks import Mask
 from nlprobe.stats.products import product_statistics, product_statistics_beside_prefix
 from nlprobe.stats.results import MapStatistics, ProductStatistics
-from nlprobe.stats.single_map import single_map_statistics
+from nlprobe.stats.single_map import single_map_mass, single_map_statistics
 from nlprobe.stats.softmax_maps import (
     softmax_map_statistics,
     softmax_statistics,
@@ -40,15 +42,19 @@ __all__ = [
     "composed_map_statistics",
     "composed_mean_map",
     "composed_rows",
+    "concat_key_mass",
     "concat_map_statistics",
     "concat_product_statistics",
     "cross_apply",
     "cross_flat_distance",
+    "cross_key_mass",
     "cross_map_statistics",
     "cross_product_statistics",
     "cross_rows",
+    "dot_key_mass",
     "dot_map_statistics",
     "flat_distance",
+    "joined_key_mass",
     "logit_spread",
     "map_metrics",
     "map_rows",
@@ -57,8 +63,10 @@ __all__ = [
     "product_statistics_beside_prefix",
     "row_statistics",
     "row_statistics_beside_prefix",
+    "single_map_mass",
     "single_map_statistics",
     "softmax_apply",
+    "softmax_key_mass",
     "softmax_map_statistics",
     "softmax_mean_map",
     "softmax_rows",

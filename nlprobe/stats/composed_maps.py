@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from nlprobe.stats.cross_maps import CrossRows, cross_weights, joined_statistics, shared_part
@@ -17,7 +17,9 @@ _SMALLEST = 1e-300
 
 @kernel
 def composed_map_statistics(
-    query: Float[Tensor, "steps b h w d"], key: Float[Tensor, "steps b h w d"]
+    query: Float[Tensor, "steps b h w d"],
+    key: Float[Tensor, "steps b h w d"],
+    counted: Bool[Tensor, "b h w"] | None = None,
 ) -> MapStatistics:
     """Statistics of the rows of A = A_R ··· A_2 A_1, over all N positions, which two crosses reach.
 
@@ -32,12 +34,15 @@ def composed_map_statistics(
     Args:
         query: Queries of each step, in the order in which the steps are applied; two steps or more.
         key: Keys of each step.
+        counted: Which queries' rows are meant; all by default, and at least one of each image.
 
     Raises:
         NlprobeError: query or key holds NaN or infinity.
     """
     require_finite(query=query, key=key)
-    return joined_statistics([_statistics(maps) for maps in _images(query, key)], query)
+    counted = query.new_ones(query.shape[1:4], dtype=torch.bool) if counted is None else counted
+    found = [_statistics(maps, which) for maps, which in zip(_images(query, key), counted.flatten(1), strict=True)]
+    return joined_statistics(found, query)
 
 
 @kernel
@@ -60,18 +65,21 @@ def composed_rows(
 
 @kernel
 def composed_mean_map(
-    query: Float[Tensor, "steps b h w d"], key: Float[Tensor, "steps b h w d"]
+    query: Float[Tensor, "steps b h w d"],
+    key: Float[Tensor, "steps b h w d"],
+    counted: Bool[Tensor, "b h w"] | None = None,
 ) -> Float64[Tensor, "b n"]:
     """The mean row of A = A_R ··· A_1, by applying each step to the mean row of those after it. O(R N (H + W) d).
 
     Args:
         query: Queries of each step, in the order in which the steps are applied; one step or more.
         key: Keys of each step.
+        counted: Which queries' rows are meant; all by default.
     """
     means = []
-    for maps in _images(query, key):
-        height, width = maps[0].row.shape[:2]
-        mean = maps[0].row.new_full((height, width), 1 / (height * width))
+    counted = query.new_ones(query.shape[1:4], dtype=torch.bool) if counted is None else counted
+    for maps, which in zip(_images(query, key), counted, strict=True):
+        mean = which.to(maps[0].row) / which.sum()
         for step in reversed(maps):
             mean = step.weighted(mean)
         means.append(mean.flatten())
@@ -84,9 +92,9 @@ def _images(query: Tensor, key: Tensor) -> Iterator[list[CrossRows]]:
         yield [cross_weights(*pair) for pair in zip(queries, keys, strict=True)]
 
 
-def _statistics(maps: Sequence[CrossRows]) -> dict[str, Tensor]:
+def _statistics(maps: Sequence[CrossRows], counted: Tensor) -> dict[str, Tensor]:
     height, width = maps[0].row.shape[:2]
-    n = height * width
+    n, rows_counted = height * width, counted.sum()
     squares, nats, apart = (maps[0].row.new_empty(n) for _ in range(3))
     sums = maps[0].row.new_zeros(2, n)  # Σ c_i/‖a_i‖ and Σ c_i
     for rows, block in _blocks(maps):
@@ -96,16 +104,18 @@ def _statistics(maps: Sequence[CrossRows]) -> dict[str, Tensor]:
         squares[rows] = residual + (2 * uneven.sum(-1) + 1) / n
         apart[rows] = residual
         inverse = squares[rows].rsqrt()
-        sums += torch.stack((inverse, torch.ones_like(inverse))) @ uneven
+        sums += torch.stack((inverse, torch.ones_like(inverse))).mul_(counted[rows]) @ uneven
+    squares, nats, apart = squares[counted], nats[counted], apart[counted]
     parts = apart / squares  # ‖p_i‖²
     along = (1 - parts).clamp_min(0).sqrt()
-    distance = 0.5 * (parts.mean() - (sums[0] / n).square().sum() + along.var(correction=0))
+    mean = sums / rows_counted
+    distance = 0.5 * (parts.mean() - mean[0].square().sum() + along.var(correction=0))
     return {
         "avg_dist": distance.clamp_min(0),
         "zero_rows": torch.zeros_like(distance, dtype=torch.int64),
         "entropy": nats.mean() / math.log(n) if n > 1 else torch.full_like(distance, math.nan),
         "n_eff": squares.reciprocal().mean(),
-        "shared": shared_part((sums[1] / n).square().sum(), apart.mean(), n),
+        "shared": shared_part(mean[1].square().sum(), apart.mean(), n),
     }
 
 

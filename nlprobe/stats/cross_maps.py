@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from nlprobe.stats.results import MapStatistics, ProductStatistics
@@ -48,6 +48,11 @@ class CrossRows:
         along_columns = factors.mT.unsqueeze(1) @ self.column  # (w, 1, h)
         return along_rows.squeeze(1) + along_columns.squeeze(1).mT
 
+    def applied(self, values: Float64[Tensor, "h w"]) -> Float64[Tensor, "h w"]:
+        """Σ_j row_ij·v_j of each position i: A v."""
+        level = (self.row @ values.unsqueeze(-1)).squeeze(-1)
+        return level + (self.column @ values.mT.unsqueeze(-1)).squeeze(-1).mT
+
     def of_queries(self, y: Int64[Tensor, " r"], x: Int64[Tensor, " r"]) -> Float64[Tensor, "r h w"]:
         """Whole rows of chosen queries, zeros outside of their crosses."""
         at = torch.arange(len(y), device=y.device)
@@ -80,7 +85,9 @@ def cross_weights(query: Float[Tensor, "h w d"], key: Float[Tensor, "h w d"]) ->
 
 
 @kernel
-def cross_map_statistics(query: Float[Tensor, "b h w d"], key: Float[Tensor, "b h w d"]) -> MapStatistics:
+def cross_map_statistics(
+    query: Float[Tensor, "b h w d"], key: Float[Tensor, "b h w d"], counted: Bool[Tensor, "b h w"] | None = None
+) -> MapStatistics:
     """Statistics of the rows ω_i = softmax_{j ∈ S_i}(q_i·k_j), zeros outside of the cross S_i.
 
     avg_dist = ½ (1 − ‖mean_i ω_i/‖ω_i‖‖²), the mean over all positions; entropy over log(H + W − 1). In
@@ -90,17 +97,23 @@ def cross_map_statistics(query: Float[Tensor, "b h w d"], key: Float[Tensor, "b 
     Args:
         query: Queries on their grid.
         key: Keys on the same grid.
+        counted: Which queries' rows are meant; all by default, and at least one of each image.
 
     Raises:
         NlprobeError: query or key holds NaN or infinity.
     """
     require_finite(query=query, key=key)
-    found = [_map_statistics(cross_weights(*pair)) for pair in zip(query, key, strict=True)]
+    found = [
+        _map_statistics(cross_weights(*pair), which)
+        for *pair, which in zip(query, key, _counted(counted, query), strict=True)
+    ]
     return joined_statistics(found, query)
 
 
 @kernel
-def cross_product_statistics(query: Float[Tensor, "b h w d"], key: Float[Tensor, "b h w d"]) -> ProductStatistics:
+def cross_product_statistics(
+    query: Float[Tensor, "b h w d"], key: Float[Tensor, "b h w d"], counted: Bool[Tensor, "b h w"] | None = None
+) -> ProductStatistics:
     """Statistics of the rows s_i = (q_i·k_j) for j ∈ S_i, zeros outside: products off the cross are never formed.
 
     `logit_std` is √(mean_i mean_{j ∈ S_i} (s_ij − s̄_i)²), s̄_i the mean over the cross; it is not split (NaN).
@@ -109,33 +122,62 @@ def cross_product_statistics(query: Float[Tensor, "b h w d"], key: Float[Tensor,
     Args:
         query: Queries on their grid.
         key: Keys on the same grid.
+        counted: As in `cross_map_statistics`.
 
     Raises:
         NlprobeError: query or key holds NaN or infinity.
     """
     require_finite(query=query, key=key)
     columns = []
-    for pair in zip(query, key, strict=True):
+    for *pair, which in zip(query, key, _counted(counted, query), strict=True):
         products = cross_products(*pair)
-        distance, zero_rows = _distance(products)
+        distance, zero_rows = _distance(products, which)
         means = products.sums() / products.keys
         products.row.sub_(means.unsqueeze(-1))
         products.column.sub_(means.mT.unsqueeze(-1)).diagonal(dim1=1, dim2=2).zero_()
-        columns.append((distance, zero_rows, (products.squares().mean() / products.keys).sqrt()))
+        columns.append((distance, zero_rows, (products.squares()[which].mean() / products.keys).sqrt()))
     distance, zero_rows, logit_std = (torch.stack(column) for column in zip(*columns, strict=True))
     unsplit = torch.full_like(logit_std, math.nan)
     return ProductStatistics(distance, zero_rows, logit_std, unsplit, unsplit)
 
 
-def cross_flat_distance(height: int, width: int) -> float:
-    """The avg_dist of uniform rows on the crosses: ½ (1 − (H + W − 1)/(H W)) = (H − 1)(W − 1)/(2 H W).
+@kernel
+def cross_flat_distance(counted: Bool[Tensor, "b h w"]) -> Float64[Tensor, " b"]:
+    """The avg_dist of uniform rows on the crosses of some queries: ½ (1 − Σ_j c_j²/(n² (H + W − 1))).
 
-    Every position lies on H + W − 1 crosses, so that the mean unit row is √(H + W − 1)/N everywhere. NaN where the
-    cross is everything, because nothing is hidden there.
+    c_j of the n queries have key j on their cross. With all queries every c_j is H + W − 1, and the distance
+    (H − 1)(W − 1)/(2 H W). NaN where the cross is everything, because nothing is hidden there. O(N).
+
+    Args:
+        counted: Which queries' rows are meant.
     """
+    which = wide(counted)
+    height, width = counted.shape[1:]
     if min(height, width) == 1:
-        return math.nan
-    return (height - 1) * (width - 1) / (2 * height * width)
+        return torch.full_like(which[:, 0, 0], math.nan)
+    seen = which.sum(1, keepdim=True) + which.sum(2, keepdim=True) - which
+    return 0.5 * (1 - seen.square().sum((1, 2)) / (which.sum((1, 2)).square() * (height + width - 1)))
+
+
+@kernel
+def cross_key_mass(
+    query: Float[Tensor, "steps b h w d"], key: Float[Tensor, "steps b h w d"], keys: Bool[Tensor, "b k n"]
+) -> Float64[Tensor, "b n k"]:
+    """Σ_{j chosen} A_ij of the rows of A = A_R ··· A_1, for each query and each set of keys. O(R N (H + W)(d + k)).
+
+    Args:
+        query: Queries of each step, in the order in which the steps are applied; one step or more.
+        key: Keys of each step.
+        keys: Sets of keys.
+    """
+    found = []
+    for queries, its_keys, sets in zip(query.unbind(1), key.unbind(1), keys, strict=True):
+        masses = wide(sets).unflatten(1, query.shape[2:4])
+        for pair in zip(queries, its_keys, strict=True):
+            weights = cross_weights(*pair)
+            masses = torch.stack([weights.applied(one) for one in masses])
+        found.append(masses.flatten(1).mT)
+    return torch.stack(found)
 
 
 @kernel
@@ -200,28 +242,32 @@ def shared_part(mean_unevenness: Tensor, unevenness: Tensor, keys: int) -> Tenso
     return torch.where(keys * unevenness > _NO_VARIATION, mean_unevenness / unevenness, math.nan)
 
 
-def _map_statistics(weights: CrossRows) -> dict[str, Tensor]:
-    distance, zero_rows = _distance(weights)
+def _counted(counted: Tensor | None, query: Tensor) -> Tensor:
+    return query.new_ones(query.shape[:3], dtype=torch.bool) if counted is None else counted
+
+
+def _map_statistics(weights: CrossRows, counted: Tensor) -> dict[str, Tensor]:
+    distance, zero_rows = _distance(weights, counted)
     keys, squares = weights.keys, weights.squares()
     surprise = torch.special.xlogy(weights.row, weights.row).sum(-1)
     surprise += torch.special.xlogy(weights.column, weights.column).sum(-1).mT
-    entropy = -surprise.mean() / math.log(keys) if keys > 1 else torch.full_like(distance, math.nan)
+    entropy = -surprise[counted].mean() / math.log(keys) if keys > 1 else torch.full_like(distance, math.nan)
     weights.row.sub_(1 / keys)
     weights.column.sub_(1 / keys).diagonal(dim1=1, dim2=2).zero_()
-    mean = weights.weighted(torch.full_like(squares, 1 / squares.numel()))
+    mean = weights.weighted(counted.to(squares.dtype) / counted.sum())
     return {
         "avg_dist": distance,
         "zero_rows": zero_rows,
         "entropy": entropy,
-        "n_eff": squares.reciprocal().mean(),
-        "shared": shared_part(mean.square().sum(), weights.squares().mean(), keys),
+        "n_eff": squares[counted].reciprocal().mean(),
+        "shared": shared_part(mean.square().sum(), weights.squares()[counted].mean(), keys),
     }
 
 
-def _distance(rows: CrossRows) -> tuple[Tensor, Tensor]:
-    """Average distance of the rows that are not zero, and how many are."""
+def _distance(rows: CrossRows, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Average distance of the counted rows that are not zero, and how many are."""
     norms = rows.squares().sqrt()
-    present = norms > 0
+    present = (norms > 0) & counted
     count = present.sum()
     direction = rows.weighted(torch.where(present, norms.reciprocal(), 0.0)) / count
-    return (0.5 * (1 - direction.square().sum())).clamp_min(0), norms.numel() - count
+    return (0.5 * (1 - direction.square().sum())).clamp_min(0), counted.sum() - count

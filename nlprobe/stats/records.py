@@ -34,6 +34,7 @@ VALUE_COLUMNS = (
     "update",
     "mean_map_error",
     "flat",
+    "padding_mass",
     *METRIC_COLUMNS,
     "by_construction",
 )
@@ -43,7 +44,8 @@ POSITIONS = ("all", "valid", "no_prefix", "rectangle")
 """Which rows a record is over: all; those that are no padding; all but the prefix tokens; a chosen rectangle."""
 
 BASE_POSITIONS = ("all", "valid")
-"""The rows over which a site is measured unless something else is asked for."""
+"""The rows over which a site is measured unless something else is asked for: where there is padding, both, or only the
+valid ones where the model itself leaves the others out."""
 
 AVERAGED_HEAD = "avg"
 """The `head` of records of the head-averaged map."""
@@ -67,7 +69,7 @@ ACCOMPANYING = {
     "key": ("centred_dist",),
     "query": ("centred_dist",),
     "prod": ("logit_std", "pairwise", "unary"),
-    "att": ("entropy", "n_eff", "shared", "flat", *METRIC_COLUMNS),
+    "att": ("entropy", "n_eff", "shared", "flat", "padding_mass", *METRIC_COLUMNS),
     "output": ("centred_dist", "update", "mean_map_error"),
 }
 """The columns that stand beside `avg_dist` in the records of each quantity."""

@@ -1,6 +1,6 @@
 """The one softmax map of SNL and GC, which all positions share."""
 
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from nlprobe.stats.streaming import kernel, require_finite, wide
@@ -32,3 +32,18 @@ def single_map_statistics(
     entropy = total.log() - (weights * shifted).sum(-1) / total
     uniform = logits.new_tensor(logits.shape[-1]).log()
     return entropy / uniform, total.square() / weights.square().sum(-1)
+
+
+@kernel
+def single_map_mass(logits: Float[Tensor, "*batch n"], keys: Bool[Tensor, "*batch n"]) -> Float64[Tensor, "*batch"]:
+    """What chosen positions get of the map softmax(logits): Σ_{j chosen} p_j. O(N) in float64.
+
+    Args:
+        logits: W_k x_j for each position.
+        keys: Which positions are meant.
+
+    Raises:
+        NlprobeError: logits holds NaN or infinity.
+    """
+    require_finite(logits=logits)
+    return (wide(logits).softmax(-1) * keys.to(logits.device)).sum(-1)

@@ -35,7 +35,8 @@ class SiteSummary:
         groups: Smallest and largest number of windows in an image, each of which is a set of positions of its own.
         head: The head, "avg" for the head-averaged map, "composed" for several steps together, "pairwise" and "unary"
             for the two maps whose sum a block uses, or "" for the mean over heads.
-        positions: Which rows: "all" (without padding where there is some), "no_prefix" or "rectangle".
+        positions: Which rows: "valid" (without the padding of any image that has some), "all", "no_prefix" or
+            "rectangle".
     """
 
     model: str
@@ -59,21 +60,27 @@ class SiteSummary:
         return _without_nan(result)  # type: ignore[return-value]
 
 
-def at_positions(frame: pd.DataFrame, positions: str = "all") -> pd.DataFrame:
+def at_positions(frame: pd.DataFrame, positions: str = "valid") -> pd.DataFrame:
     """The records over the positions asked for.
 
     Args:
         frame: Records.
-        positions: "all": all rows, or those that are no padding. "no_prefix": without the prefix tokens; a site that
-            has none is in it as it is. "rectangle": the chosen queries and keys.
+        positions: "valid": those that are no padding, which are all where there is none. "all": with the padding, as
+            far as it was measured. "no_prefix": without the prefix tokens; a site that has none is in it with its valid
+            positions. "rectangle": the chosen queries and keys.
     """
+    if positions == "rectangle":
+        return frame[frame["positions"] == positions]
     base = frame["positions"].isin(BASE_POSITIONS)
-    if positions == "all":
-        return frame[base]
-    chosen = frame["positions"] == positions
+    preferred = "all" if positions == "all" else "valid"
+    found = base & (frame["positions"] == preferred)
+    if found.any() and not found[base].all():
+        places = ["image", "view", "site"]
+        base &= found | ~frame.set_index(places).index.isin(frame[found].set_index(places).index)
     if positions == "no_prefix":
-        chosen |= base & ~frame["site"].isin(frame.loc[chosen, "site"].unique())
-    return frame[chosen]
+        chosen = frame["positions"] == positions
+        return frame[chosen | (base & ~frame["site"].isin(frame.loc[chosen, "site"].unique()))]
+    return frame[base]
 
 
 def heads_of(frame: pd.DataFrame) -> list[str]:
@@ -87,7 +94,7 @@ def heads_of(frame: pd.DataFrame) -> list[str]:
     return sorted(found, key=lambda head: (stands_alone(head), int(head) if head.isdigit() else 0, head))
 
 
-def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist", *, positions: str = "all") -> pd.Series:
+def per_image(frame: pd.DataFrame, quantity: str, column: str = "avg_dist", *, positions: str = "valid") -> pd.Series:
     """One value for each image: the mean over sites of the mean over the views, calls and heads at each.
 
     Records whose `head` is a row of its own (the head-averaged map, composed steps) are left out.
@@ -114,7 +121,7 @@ def summarise(
     settings: Mapping[str, object] | None = None,
     energy: Mapping[str, float] | None = None,
     seed: int = 0,
-    positions: str = "all",
+    positions: str = "valid",
     head: str = "",
 ) -> SiteSummary:
     """The summary of one site, or of all sites of a network together (then each image's value is its mean over them).
@@ -134,6 +141,8 @@ def summarise(
     # The metrics know by themselves what to do with prefix tokens, and stand in the records of all positions.
     metrics = at_positions(frame) if positions == "no_prefix" else None
     frame = at_positions(frame, positions)
+    if positions in BASE_POSITIONS:
+        positions = "valid" if (frame["positions"] == "valid").any() else "all"
     quantities: dict[str, Estimate] = {}
     columns: dict[str, Estimate] = {}
     for quantity in QUANTITIES:

@@ -131,11 +131,12 @@ def test_rows_of_crosses_have_zeros_outside() -> None:
 @settings(max_examples=40, deadline=None)
 @given(GRIDS)
 def test_flat_crosses_have_a_closed_form(grid: tuple[int, int]) -> None:
-    found = stats.cross_flat_distance(*grid)
+    found = float(stats.cross_flat_distance(torch.ones(1, *grid, dtype=torch.bool)))
     if min(grid) == 1:
         assert math.isnan(found)
     else:
         assert found == pytest.approx(average_distance(crosses(*grid).double()), rel=1e-12)
+        assert found == pytest.approx((grid[0] - 1) * (grid[1] - 1) / (2 * grid[0] * grid[1]), rel=1e-12)
         flat = stats.cross_map_statistics(torch.zeros(1, *grid, 2), torch.zeros(1, *grid, 2))
         assert float(flat.avg_dist) == pytest.approx(found, rel=1e-12)
         assert float(flat.entropy) == pytest.approx(1)

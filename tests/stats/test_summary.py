@@ -110,7 +110,7 @@ def test_positions_that_nobody_asked_for_are_left_out() -> None:
     assert per_image(frame, "att", positions="no_prefix").item() == pytest.approx(0.4)
     assert per_image(frame, "att", positions="rectangle").item() == pytest.approx(0.9)
     whole = summarise(frame, model="m")
-    assert (whole.n_queries, whole.groups, whole.positions) == ((4, 5), (1, 9), "all")
+    assert (whole.n_queries, whole.groups, whole.positions) == ((4, 5), (1, 9), "valid")
     cut = summarise(frame, model="m", positions="no_prefix")
     assert (cut.n_queries, cut.n_keys, cut.positions) == ((4, 4), (4, 5), "no_prefix")
     alone = summarise(frame, model="m", positions="rectangle")

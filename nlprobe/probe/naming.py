@@ -1,0 +1,98 @@
+"""The images that a caller names: their ids and views, and how far each picture reaches within its padded tensor."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nlprobe.errors import ConfigError
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+class _Named(NamedTuple):
+    name: str
+    view: int
+    size: Size | None
+
+
+@dataclass(frozen=True)
+class Upcoming:
+    """The images of the forward call under way, in the order of its batch.
+
+    Attributes:
+        ids: Their names.
+        views: The crop or clip that each is.
+        sizes: Of each picture, which fills its tensor from the top left; None where nobody says that there is padding.
+        canvas: Of the padded tensors, in the pixels that `sizes` are in; None for that of the model's input.
+    """
+
+    ids: list[str]
+    views: list[int]
+    sizes: list[Size] | None = None
+    canvas: Size | None = None
+
+
+class Naming:
+    """Hands out the names of the images in the order in which forward calls ask for them; numbers without names."""
+
+    def __init__(self) -> None:
+        self.numbered = 0
+        self._named: list[_Named] | None = None
+        self._canvas: Size | None = None
+
+    @contextmanager
+    def images(
+        self, ids: Sequence[object], views: Sequence[int] | None, sizes: Sequence[Size] | None, canvas: Size | None
+    ) -> Iterator[None]:
+        """Name the images of the forward calls inside the block; see `Probe.images`."""
+        given = {"views": views, "sizes": sizes}
+        for what, values in given.items():
+            if values is not None and len(values) != len(ids):
+                raise ConfigError(
+                    f"`images` got {len(ids)} ids and {len(values)} {what}", f"give one of the {what} for each id"
+                )
+        views = [0] * len(ids) if views is None else views
+        pictures = [None] * len(ids) if sizes is None else [(int(height), int(width)) for height, width in sizes]
+        self._named = [_Named(str(name), view, size) for name, view, size in zip(ids, views, pictures, strict=True)]
+        self._canvas = canvas
+        try:
+            yield
+            if self._named:
+                raise ConfigError(
+                    f"`images` named {len(ids)} images, and {len(self._named)} of them never came",
+                    "give one id for each image of the batch",
+                )
+        finally:
+            self.close()
+
+    def upcoming(self, count: int) -> Upcoming:
+        """The next `count` images, which stay the next ones."""
+        if self._named is None:
+            return Upcoming([str(number) for number in range(self.numbered, self.numbered + count)], [0] * count)
+        named = self._named[:count]
+        sizes = [one.size for one in named if one.size is not None]
+        return Upcoming([one.name for one in named], [one.view for one in named], sizes or None, self._canvas)
+
+    def take(self, count: int) -> Upcoming:
+        """The next `count` images, which then are gone.
+
+        Raises:
+            ConfigError: not so many were named.
+        """
+        if self._named is not None and count > len(self._named):
+            raise ConfigError(
+                f"a forward call held {count} images, and `images` has {len(self._named)} names left",
+                "give one id for each image of the batch",
+            )
+        found = self.upcoming(count)
+        if self._named is None:
+            self.numbered += count
+        else:
+            self._named = self._named[count:]
+        return found
+
+    def close(self) -> None:
+        """Forget the names."""
+        self._named = self._canvas = None
