@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -27,9 +27,24 @@ from nlprobe.stats.summary import SiteSummary, heads_of, mean_over_draws, per_im
 Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
 """What one forward call takes: its only argument, arguments by name, or arguments in order."""
 
-Batches = Callable[[int, int], Iterable[tuple[Inputs, Sequence[str]]]]
-"""A fresh pass over every `step`-th batch of the data from number `start` on: the inputs of a forward call and the
-names of its images, without any where nothing of a batch can be read."""
+
+
+class Shown(NamedTuple):
+    """What one forward call is shown.
+
+    Attributes:
+        inputs: Its arguments.
+        ids: The names of its images; none where nothing of a batch can be read.
+        sizes: Height and width of each picture within its padded tensor; None where nothing is padded.
+    """
+
+    inputs: Inputs
+    ids: Sequence[str]
+    sizes: Sequence[tuple[int, int]] | None = None
+
+
+Batches = Callable[[int, int], Iterable[Shown | tuple[Inputs, Sequence[str]]]]
+"""A fresh pass over every `step`-th batch of the data from number `start` on; a pair is what has no padding."""
 
 Rectangle = tuple[slice, slice]
 """Queries × keys."""
@@ -106,7 +121,7 @@ def measure_network(
     metrics: Collection[str] = (),
     prefix: int | None = None,
     rectangle: Rectangle | None = None,
-    positions: str = "all",
+    positions: str = "valid",
     by_head: bool = False,
     precision: Precision = "float32",
     centred: bool = False,
@@ -208,7 +223,7 @@ class _Passes:
         try:
             with closing(processes.in_step(self.batches(seen + processes.rank, processes.count))) as items:
                 for item in items:
-                    seen += self._round(item, probes)
+                    seen += self._round(None if item is None else Shown(*item), probes)
                     if journal:
                         journal.save(name, probes, seen)
         except StoppedError:
@@ -232,14 +247,14 @@ class _Passes:
         moved: dict[str, dict[str, Tensor]] = _moved(found, self.device)
         return moved
 
-    def _round(self, item: tuple[Inputs, Sequence[str]] | None, probes: Sequence[Probe]) -> int:
+    def _round(self, item: Shown | None, probes: Sequence[Probe]) -> int:
         """Show each process its batch, and let process 0 take in what came of them in order; the number of batches."""
-        if item is not None and len(item[1]):
-            with probes[0].images(item[1]):
-                forward(self.model, item[0], self.device)
+        if item is not None and len(item.ids):
+            with probes[0].images(item.ids, sizes=item.sizes):
+                forward(self.model, item.inputs, self.device)
         # Only sums over whole batches travel, and process 0 has the first: so nothing depends on who had which.
         states = [] if self.processes.leads else [one.take() for one in probes]
-        found = self.processes.gather_first(None if item is None else states if len(item[1]) else [])
+        found = self.processes.gather_first(None if item is None else states if len(item.ids) else [])
         for part in found:
             for one, state in zip(probes, part or (), strict=False):
                 one.absorb(state)

@@ -47,7 +47,7 @@ from nlprobe.tables import Cell, PaperRow, Table, distance_table
 
 BASELINES = ("init-block", "init-all")
 
-POSITIONS = ("all", "no_prefix", "rectangle")
+POSITIONS = ("valid", "all", "no_prefix", "rectangle")
 
 FREE = ("format", "workers", "device", "paper", "scores", "positions", "by-site", "by-head")
 """Settings that a resumed measurement may change: they do not touch what was measured."""
@@ -111,9 +111,10 @@ FREE = ("format", "workers", "device", "paper", "scores", "positions", "by-site"
 @click.option(
     "--positions",
     type=click.Choice(POSITIONS),
-    default="all",
+    default="valid",
     show_default=True,
-    help="Positions that the table is over: all, all but prefix tokens, or --rectangle; the records hold each.",
+    help="Positions that the table is over: those that are no padding, all, those that are neither padding nor prefix "
+    "tokens, or --rectangle; the records hold each.",
 )
 @click.option("--by-site", is_flag=True, help="A row for each site instead of their mean.")
 @click.option(

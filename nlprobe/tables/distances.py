@@ -10,6 +10,7 @@ from nlprobe.stats.summary import SiteSummary
 from nlprobe.tables.table import Cell, Column, Row, Table
 
 POSITIONS = {
+    "valid": "Queries in the padding of images are left out, keys never.",
     "no_prefix": "Prefix tokens are left out.",
     "rectangle": "Maps are cut to the chosen queries and keys, and their rows made to sum to one again.",
 }
@@ -29,6 +30,7 @@ ACCOMPANYING = (
     Column("n_eff", group="attention map", decimals=1),
     Column("shared", group="attention map"),
     Column("flat", group="attention map"),
+    Column("padding_mass", head="padding mass", group="attention map"),
     Column("logit_std", group="attention map"),
     Column("pairwise", show="data"),
     Column("unary", show="data"),
