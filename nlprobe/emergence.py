@@ -17,7 +17,7 @@ from torch import nn
 
 from nlprobe.errors import DataError
 from nlprobe.files import atomic_path
-from nlprobe.measuring import Inputs, measure_network
+from nlprobe.measuring import Inputs, Shown, measure_network
 from nlprobe.stats.intervals import Estimate
 from nlprobe.stats.records import ACCOMPANYING
 from nlprobe.stats.summary import SiteSummary
@@ -36,7 +36,7 @@ _NUMBERS = {"epoch", "mean", "low", "high"}
 
 def measure_step(
     model: nn.Module,
-    batches: Iterable[tuple[Inputs, Sequence[str]]],
+    batches: Iterable[Shown | tuple[Inputs, Sequence[str]]],
     *,
     step: int,
     steps_per_epoch: int,
@@ -50,7 +50,7 @@ def measure_step(
 
     Args:
         model: The network, as the step left it.
-        batches: One pass over the probe set: the inputs of each forward call and the names of its images.
+        batches: One pass over the probe set.
         step: Finished steps.
         steps_per_epoch: Of the training.
         images_per_step: Of the training.

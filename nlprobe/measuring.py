@@ -28,7 +28,6 @@ Inputs = Tensor | Mapping[str, Any] | tuple[Any, ...]
 """What one forward call takes: its only argument, arguments by name, or arguments in order."""
 
 
-
 class Shown(NamedTuple):
     """What one forward call is shown.
 

@@ -16,7 +16,7 @@ from nlprobe.data.part import Part, Unlabelled
 from nlprobe.data.texts import Line, TextFile, is_text, read_texts
 from nlprobe.errors import ConfigError
 from nlprobe.libraries import Pictures, PythonItems, Texts, is_python
-from nlprobe.measuring import Inputs, described
+from nlprobe.measuring import Inputs, Shown, described
 
 Data = ImageDataset | TextFile | PythonItems
 
@@ -68,8 +68,8 @@ class Feed(ABC):
         self.speaks = speaks
 
     @abstractmethod
-    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
-        """One pass over every `step`-th forward call from number `start` on: its inputs with the names of its images.
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[Shown]:
+        """One pass over every `step`-th forward call from number `start` on; each with what it is shown.
 
         Where no image of a call can be read, there are no names.
         """
@@ -130,7 +130,7 @@ class Images(Feed):
         self.dataset, self.pictures, self.workers = dataset, pictures, workers
         self._reported: set[str] = set()
 
-    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[Shown]:
         """One pass over every `step`-th batch from number `start` on."""
         loaded = Batches(
             Unlabelled(self.dataset),
@@ -152,7 +152,8 @@ class Images(Feed):
                 passed, self.label, total - before(start), count=lambda one: before(one[0] + step) - before(one[0])
             )
         for _, batch in passed:
-            yield self.pictures.inputs(batch.images) if batch.ids else batch.images, batch.ids
+            inputs = self.pictures.inputs(batch.images) if batch.ids else batch.images
+            yield Shown(inputs, batch.ids, batch.sizes)
 
     def unreadable(self, measured: Collection[str]) -> list[str]:
         """Those that were not measured."""
@@ -181,7 +182,7 @@ class Lines(Feed):
         self.data, self.texts = data, texts
         self._said: set[str] = set()
 
-    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[Shown]:
         """One pass over every `step`-th line from number `start` on."""
         total = len(self.data.lines)
         passed: Iterator[int] = iter(range(start, total, step))
@@ -198,7 +199,7 @@ class Lines(Feed):
             if cut and note not in self._said:
                 self._said.add(note)
                 say(note)
-            yield inputs, [line.id]
+            yield Shown(inputs, [line.id])
 
     def notes(self) -> list[str]:
         """Which lines were too long."""
@@ -225,12 +226,12 @@ class Items(Feed):
         super().__init__(label, f"inputs of `{data.source}` as they are", {}, speaks=speaks)
         self.data = data
 
-    def batches(self, start: int = 0, step: int = 1) -> Iterator[tuple[Inputs, list[str]]]:
+    def batches(self, start: int = 0, step: int = 1) -> Iterator[Shown]:
         """One pass over every `step`-th item from number `start` on."""
         passed = self.data.items(start)
         if self.speaks:
             passed = progress(passed, self.label, count=lambda item: len(item[1]))
-        return islice(passed, 0, None, step)
+        return (Shown(*item) for item in islice(passed, 0, None, step))
 
     def example(self) -> Inputs:
         """The first item."""

@@ -8,16 +8,16 @@ from typing import Any
 
 import click
 import pandas as pd
-import torch
 from torch import nn
 
 from nlprobe.commands.options import Function
 from nlprobe.commands.report import say
 from nlprobe.data import Batches, data_fingerprint
 from nlprobe.data.loading import Report
-from nlprobe.data.part import Part
+from nlprobe.data.part import Part, Unlabelled
 from nlprobe.emergence import EMERGENCE, measure_step, read_emergence, write_emergence
 from nlprobe.errors import ConfigError, NlprobeError
+from nlprobe.measuring import Shown
 from nlprobe.probe.sites import known_sites
 from nlprobe.training import Engine, Observer
 from nlprobe.training.run import Run
@@ -73,12 +73,13 @@ class ProbeSet:
         fingerprint = data_fingerprint(self.part())
         return {f"{SETTINGS}every": self.every, **{f"{SETTINGS}{key}": value for key, value in fingerprint.items()}}
 
-    def batches(self, report: Report) -> Iterator[tuple[torch.Tensor, list[str]]]:
+    def batches(self, report: Report) -> Iterator[Shown]:
         """One pass over them."""
         preprocessing = self.run.recipe.preprocessing
         together = BATCH if preprocessing.crop else 1
-        for batch in Batches(self.part(), preprocessing.transform(), together, report=report):
-            yield batch.images, batch.ids
+        images, transform = Unlabelled(self.part()), preprocessing.transform()
+        for batch in Batches(images, transform, together, report=report, pad=preprocessing.pad):
+            yield Shown(batch.images, batch.ids, batch.sizes)
 
     def refuse_no_site(self, network: nn.Module) -> None:
         """Make sure that there is something to measure.
