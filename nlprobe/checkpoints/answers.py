@@ -108,6 +108,8 @@ class Answers:
         return {
             "resize": self.integer("resize"),
             "crop": self.integer("crop") if "crop" in self.given else 0,
+            "longest": self.integer("longest") if "longest" in self.given else 0,
+            "pad": self.integer("pad") if "pad" in self.given else 0,
             "mean": [value / 255 for value in mean],
             "std": [value / 255 for value in std],
             "interpolation": "bilinear",
@@ -166,7 +168,7 @@ def refuse_open(questions: Sequence[Question], given: Mapping[str, str], source:
         ConfigError: in either case, with the questions.
     """
     names = [question.name for question in questions]
-    optional = ("crop", "window", "stride", LIKE)
+    optional = ("crop", "longest", "pad", "window", "stride", LIKE)
     for name in given:
         if name not in names and name not in optional:
             raise ConfigError(

@@ -10,6 +10,7 @@ import torch
 from nlprobe.checkpoints.answers import LIKE, Answers, refuse_open
 from nlprobe.checkpoints.containers import Container, read_container
 from nlprobe.checkpoints.mapping import Mapped, mapped
+from nlprobe.checkpoints.mmdet import MMDetection
 from nlprobe.checkpoints.mmseg import MMSegmentation
 from nlprobe.checkpoints.native import FORMAT, Checkpoint
 from nlprobe.checkpoints.project import Project, Weights
@@ -18,7 +19,7 @@ from nlprobe.errors import CheckpointError
 from nlprobe.models import build, load_strictly
 from nlprobe.models.build import Config
 
-PROJECTS: tuple[Project, ...] = (MMSegmentation(),)
+PROJECTS: tuple[Project, ...] = (MMSegmentation(), MMDetection())
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,10 @@ class Foreign(Checkpoint):
 
     def sentence(self) -> str:
         """Whose it is, what the registry says, and what was left out, in a line."""
-        known = f"{self.entry.name}, published {self.entry.metric}" if self.entry else "settings given by hand"
+        given = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        known = (
+            f"{self.entry.name}, published {self.entry.metric}" if self.entry else f"not in the registry, with {given}"
+        )
         flaw = f"; FLAWED: {self.entry.flaw}" if self.entry and self.entry.flaw else ""
         left = "".join(f"; left out: {count} tensors, {reason}" for reason, count in self.left_out.items())
         return f"{self.project.title}, {known}{flaw}{left}"
@@ -96,7 +100,7 @@ def read_foreign(path: Path, given: Mapping[str, str] | None = None, device: tor
     answers = Answers(settings, f"`{path}`")
     config = project.config(container.weights, answers)
     model = build(config, seed=0)
-    found = map_weights(project, config, container.weights, model.state_dict(), f"`{path}`")
+    found = map_weights(project, config, container.weights, model.state_dict(), answers)
     if answers.reversed_channels:
         first = project.first_convolution(config)
         found.weights[first] = found.weights[first].flip(1)
@@ -130,14 +134,14 @@ def settings_of(
 
 
 def map_weights(
-    project: Project, config: Config, weights: Weights, wanted: Mapping[str, torch.Tensor], source: str
+    project: Project, config: Config, weights: Weights, wanted: Mapping[str, torch.Tensor], answers: Answers
 ) -> Mapped:
     """The file's tensors under our names, in our shapes.
 
     Raises:
         CheckpointError: as `mapped`.
     """
-    return mapped(weights, project.rename(config), wanted, source)
+    return mapped(project.prepared(weights, config, answers), project.rename(config), wanted, answers.source)
 
 
 def _metadata(

@@ -49,6 +49,13 @@ class Project(ABC):
     def rename(self, config: Config) -> Rename:
         """From the project's names to ours in that network."""
 
+    def prepared(self, weights: Weights, config: Config, answers: Answers) -> Weights:
+        """The tensors as the project's network uses them, where it does not use them as they are; still by its names.
+
+        Classes in another order and norms that take their weight's absolute value are such cases.
+        """
+        return weights
+
     @abstractmethod
     def first_convolution(self, config: Config) -> str:
         """Our name of the weight whose input channels are the picture's."""

@@ -23,7 +23,7 @@ from nlprobe.commands.report import progress, result, say, wrote
 from nlprobe.commands.scoring import ClassificationScoring, Scoring
 from nlprobe.commands.segmentation_scoring import SegmentationScoring
 from nlprobe.commands.several import own_device, several_processes
-from nlprobe.commands.sources import Labelled, read_checkpoints, task_of
+from nlprobe.commands.sources import Labelled, read_checkpoints, task_of_checkpoint
 from nlprobe.data import Batch, Batches, ImageDataset, UnreadableImageError, open_dataset
 from nlprobe.data.loading import Share
 from nlprobe.data.part import Part
@@ -127,7 +127,7 @@ def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
     Raises:
         ConfigError: networks of several tasks, or flags of another task.
     """
-    tasks = sorted({task_of(one) for one in networks})
+    tasks = sorted({task_of_checkpoint(one.checkpoint) for one in networks})
     if len(tasks) > 1:
         raise ConfigError(f"the checkpoints are of several tasks: {', '.join(tasks)}", "score those of one at a time")
     if tasks == ["segmentation"]:
@@ -135,6 +135,8 @@ def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
     if given := [name for name, value in asked.items() if value not in (None, (), False)]:
         flag = {"scales": "scale"}.get(given[0], given[0]).replace("_", "-")
         raise ConfigError(f"`--{flag}` is for segmentation, and the checkpoints are of {tasks[0]}", "leave it out")
+    if tasks != ["classification"]:
+        raise ConfigError(f"`eval` scores no networks for {tasks[0]}", "`nlprobe stats` measures them")
     return ClassificationScoring()
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from nlprobe.commands.scoring import ClassificationScoring, Scoring
 from nlprobe.commands.segmentation_scoring import SegmentationScoring
-from nlprobe.commands.sources import Named
+from nlprobe.commands.sources import Named, task_of_checkpoint
 
 SCORINGS: dict[str, Callable[[], Scoring]] = {
     "classification": ClassificationScoring,
@@ -17,5 +17,4 @@ def task_of(one: Named) -> str | None:
     """The task that a checkpoint was trained for; None for other networks, of which nobody says it."""
     if one.checkpoint is None:
         return None
-    task: str = one.checkpoint.metadata.get("recipe", {}).get("task", "classification")
-    return task
+    return task_of_checkpoint(one.checkpoint)

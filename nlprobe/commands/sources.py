@@ -76,9 +76,9 @@ def read_checkpoints(paths: Sequence[Path], labels: Sequence[str], answers: Sequ
     return [Labelled(one.label, one.file) for one in opened if isinstance(one.file, Checkpoint)]
 
 
-def task_of(one: Labelled) -> str:
+def task_of_checkpoint(checkpoint: Checkpoint) -> str:
     """What a checkpoint was trained for, by its recipe, else by what kind of network it is."""
-    metadata = one.checkpoint.metadata
+    metadata = checkpoint.metadata
     if "recipe" in metadata:
         return str(metadata["recipe"].get("task", "classification"))
     architecture = metadata["config"]["architecture"]

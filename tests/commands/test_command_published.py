@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))
@@ -98,6 +99,21 @@ def test_viz_draws_it(
     photograph = photographs / "china.jpg"
     called(capsys, "viz", "--ckpt", file, "--image", photograph, "--out", tmp_path / "figure", "--device", "cpu")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_a_file_of_timm_is_opened_by_timm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gcresnext26ts_256-e414378b.pth"
+    torch.save(timm.create_model("gcresnext26ts").state_dict(), path)
+    real = entries()["timm/gcresnext26ts.ch_in1k"]
+    entry = Entry(**{**real.__dict__, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:8]})
+    monkeypatch.setattr("nlprobe.checkpoints.registry.entries", lambda: {entry.name: entry})
+    out, err = called(capsys, "inspect", path, "--format", "csv")
+    assert "registry: timm/gcresnext26ts.ch_in1k, trained on ImageNet, published top-1 78.44" in err
+    assert "timm's data configuration, input 256x256" in err
+    assert len(out.splitlines()) == 1 + 8  # a context in every residual block
+    assert "score it with that library" in called(capsys, "eval", "--ckpt", path, "--data", tmp_path, code=2)[1]
 
 
 def test_answers_that_nobody_asks_for_are_refused(
