@@ -287,9 +287,9 @@ class Probe:
             return count
         if count is None or sets % count or sets == count:
             return sets
-        functional, pictures = site.block == "functional", len(self._batch.size) == 2
+        functional, pictures = site.block == "functional", bool(self._batch.size)
         if pictures and capture.x is not None and not functional:
-            return count  # the module was given several sets of positions for each picture, as MobileViT's are
+            return count  # the module was given several sets of positions for each picture or clip, as MobileViT's are
         if pictures or functional:
             raise CaptureError(
                 f"`{site.name}` computes {sets} sets for {count} images: heads, windows or frames?",

@@ -75,7 +75,8 @@ class ImageBatch:
         """The grid of `count` positions that covers the image with equal cells; (count,) where there is none.
 
         Cells are square: of the factorisations of `count`, that whose sides are nearest to the image's in ratio is
-        taken, if its cells differ from squares by less than half a cell over the whole side.
+        taken, if its cells differ from squares by less than half a cell over the whole side. How many frames of a clip
+        a position stands for cannot be told from a count: 8·14·14 positions may as well be 2·28·28.
         """
         if len(self.size) != 2 or count < 1:
             return (count,)
