@@ -129,10 +129,12 @@ def draw_attention(
         The figure. Photographs of any size and shape are shown whole; the panels of very wide ones go on several lines.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or one is a clip.
     """
     if not images:
         raise ValueError("no image to draw")
+    if clips := [maps.image_id for maps in images if len(maps.grid) != 2]:
+        raise ValueError(f"no image but a clip: {clips[0]}")
     with style():
         blocks = [block for maps in images for block in _blocks(maps, difference, percentile, width)]
         used = max(block.width for block in blocks)

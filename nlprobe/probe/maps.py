@@ -1,4 +1,4 @@
-"""Attention maps for chosen queries of one image."""
+"""Attention maps for chosen queries of one image or clip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,34 +43,34 @@ from nlprobe.stats import (
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """The rows ω_i of one site for chosen queries of one image.
+    """The rows ω_i of one site for chosen queries of one image or clip.
 
     Attributes:
         site: The site's name.
         instantiation: Which pairwise function (section 3.1), "global" for the one map of SNL and GC, "criss_cross" for
             the cross of one step, "composed" for the map of all steps.
-        image: The picture that the queries refer to.
+        image: The picture, or the frames, that the queries refer to.
         image_id: Its name.
         label: Label of the model.
-        queries: (y, x) in pixels of `image`.
+        queries: (y, x) in pixels of `image`; of a clip (t, y, x), t counting the frames of `image`.
         maps: One map for each query, on the key grid.
         mean: The mean map over all queries.
-        grid: Height and width of the key grid.
-        query_grid: Height and width of the query grid.
+        grid: Height and width of the key grid; of a clip frames, height and width.
+        query_grid: The same of the query grid.
         avg_dist: Average cosine distance between the maps of all queries.
         n_keys: Number of keys; 1/n_keys is the weight of a uniform map.
     """
 
     site: str
     instantiation: str
-    image: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "*frames height width 3"]
     image_id: str
     label: str
-    queries: tuple[tuple[int, int], ...]
-    maps: Float[np.ndarray, "q h w"]
-    mean: Float[np.ndarray, "h w"]
-    grid: tuple[int, int]
-    query_grid: tuple[int, int]
+    queries: tuple[tuple[int, ...], ...]
+    maps: Float[np.ndarray, "q *grid"]
+    mean: Float[np.ndarray, "*grid"]
+    grid: tuple[int, ...]
+    query_grid: tuple[int, ...]
     avg_dist: float
     n_keys: int
 
@@ -78,49 +78,61 @@ class AttentionMaps:
 def attention_map(
     model: nn.Module,
     image: Float[Tensor, "*one c height width"],
-    queries: Sequence[tuple[int, int]],
+    queries: Sequence[tuple[int, ...]],
     site: SiteSelection = None,
     *,
     head: int | None = None,
     call: int | None = None,
     prefix: int | None = None,
     adapters: Sequence[Adapter] = (),
-    picture: UInt8[np.ndarray, "pheight pwidth 3"] | None = None,
+    picture: UInt8[np.ndarray, "*frames pheight pwidth 3"] | None = None,
     image_id: str = "",
     label: str = "",
 ) -> AttentionMaps:
-    """The attention rows of one site for chosen query positions of one image.
+    """The attention rows of one site for chosen query positions of one image or clip.
 
     Only the rows asked for and the mean over all queries are computed; no N×M matrix is built. The call is audited as
     a probe's first batch is.
 
     Args:
         model: The network.
-        image: The preprocessed image, as the network takes it.
-        queries: (y, x) in pixels of `picture`, or of `image` where no picture is given.
+        image: The preprocessed image, as the network takes it, or clip: (C, T, H, W), with or without a batch axis.
+        queries: (y, x) in pixels of `picture`, or of `image` where no picture is given. Of a clip (t, y, x), t counting
+            frames.
         site: Name or glob of the site; needed where the model has several.
         head: Which head; the average of all by default.
         call: Which use of the module within the forward call, from 0. By default the first; of criss-cross attention
             with several steps, the map that all of them make together.
         prefix: How many of the first positions are no places in the image; found out by default.
         adapters: As in `nlprobe.probe`.
-        picture: The photograph to show, if the network saw a resized one; the whole of it must be what it saw.
-        image_id: Name of the image.
+        picture: The photograph to show, or the frames, if the network saw resized ones; the whole of it must be what it
+            saw.
+        image_id: Name of the image or video.
         label: Label of the model.
 
     Returns:
         The maps in units of the attention weight (softmax rows sum to 1; with a unary map beside them to 2, or 1 + γ).
 
     Raises:
-        ConfigError: a query lies outside the image, the site is ambiguous or has no 2-D map.
+        ConfigError: a query lies outside the image or clip, the site is ambiguous or has no map on its grid.
         CaptureError: the site did not run, or does not reproduce.
     """
-    batch = image if image.dim() == 4 else image.unsqueeze(0)
-    if batch.shape[0] != 1:
-        raise ConfigError(f"`attention_map` takes one image, not a batch of {batch.shape[0]}", "call it once for each")
+    axes = _axes_of(queries)
+    batch = image if image.dim() == axes + 2 else image.unsqueeze(0)
+    if batch.shape[0] != 1 or batch.dim() != axes + 2:
+        wanted = "one image" if axes == 2 else "one clip (C, T, H, W) with queries (t, y, x)"
+        raise ConfigError(
+            f"`attention_map` takes {wanted}, and got a tensor of shape {tuple(image.shape)}",
+            "call it once for each of a batch; queries are (y, x) in images and (t, y, x) in clips",
+        )
     shown = picture if picture is not None else _displayable(batch[0])
-    queries = tuple((int(y), int(x)) for y, x in queries)
-    _refuse_outside(queries, shown.shape[:2])
+    if shown.ndim != axes + 1:
+        raise ConfigError(
+            f"queries of {axes} numbers, and a picture of shape {shown.shape}",
+            "give (y, x) with an image (H, W, 3), (t, y, x) with frames (T, H, W, 3)",
+        )
+    queries = tuple(tuple(map(int, query)) for query in queries)
+    _refuse_outside(queries, shown.shape[:-1])
     drawing = _Drawing(model, site, wanted=Wanted(quantities=("att",)), prefix=prefix, adapters=adapters)
     drawing.call = call
     with torch.no_grad(), drawing:
@@ -137,15 +149,14 @@ def attention_map(
         )
     ((chosen, capture),) = drawing.seen.values()
     grid = capture.query_grid
-    if len(grid) != 2:
-        raise ConfigError(
-            f"`{chosen.name}` has {len(grid)}-D positions, and a map is drawn in 2-D", "choose another site"
-        )
     key_grid = capture.key_grid if isinstance(capture, PairwiseCapture) else grid
-    if len(key_grid) != 2:
-        raise ConfigError(f"the keys of `{chosen.name}` are no grid, and a map is drawn in 2-D", "choose another site")
-    cells = [(y * grid[0] // shown.shape[0], x * grid[1] // shown.shape[1]) for y, x in queries]
-    rows = [chosen.prefix + y * grid[1] + x for y, x in cells]
+    for what, found in (("positions", grid), ("keys", key_grid)):
+        if len(found) != axes:
+            raise ConfigError(
+                f"the {what} of `{chosen.name}` are no grid of {axes} dimensions, on which a map could be drawn",
+                "choose another site" if len(found) != 3 else "give queries (t, y, x) in frames and pixels",
+            )
+    rows = [chosen.prefix + _position(query, shown.shape[:-1], grid) for query in queries]
     with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
         if isinstance(capture, CrossCapture):
             maps, mean, distance = _crosses(capture, rows, head, call, chosen.name)
@@ -160,8 +171,8 @@ def attention_map(
         queries=queries,
         maps=maps[:, chosen.prefix :].reshape(len(queries), *key_grid).double().cpu().numpy(),
         mean=mean[chosen.prefix :].reshape(key_grid).double().cpu().numpy(),
-        grid=(key_grid[0], key_grid[1]),
-        query_grid=(grid[0], grid[1]),
+        grid=tuple(key_grid),
+        query_grid=tuple(grid),
         avg_dist=distance,
         n_keys=maps.shape[1],
     )
@@ -274,21 +285,41 @@ def _single_head(capture: PairwiseCapture, rows: Tensor) -> tuple[Tensor, Tensor
     return maps, mean_map(capture.instantiation, query, key, capture.scale, weights), float(distance)
 
 
-def _displayable(image: Float[Tensor, "c height width"]) -> UInt8[np.ndarray, "height width 3"]:
+def _displayable(image: Float[Tensor, "c *size"]) -> UInt8[np.ndarray, "*size 3"]:
     pixels = image.detach().float().cpu()
     low, high = pixels.min(), pixels.max()
-    pixels = (pixels - low) / (high - low).clamp_min(1e-12)
-    if pixels.shape[0] != 3:
-        pixels = pixels.mean(0, keepdim=True).expand(3, -1, -1)
-    return (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    pixels = ((pixels - low) / (high - low).clamp_min(1e-12)).movedim(0, -1)
+    if pixels.shape[-1] != 3:
+        pixels = pixels.mean(-1, keepdim=True).expand(*pixels.shape[:-1], 3)
+    return (pixels * 255).round().to(torch.uint8).contiguous().numpy()
 
 
-def _refuse_outside(queries: Sequence[tuple[int, int]], size: tuple[int, ...]) -> None:
+def _axes_of(queries: Sequence[tuple[int, ...]]) -> int:
+    """How many numbers each query has: 2 in images, 3 in clips."""
     if not queries:
-        raise ConfigError("no query was given", "give at least one (y, x)")
-    for y, x in queries:
-        if not (0 <= y < size[0] and 0 <= x < size[1]):
+        raise ConfigError("no query was given", "give at least one (y, x), or (t, y, x) of a clip")
+    lengths = {len(query) for query in queries}
+    if len(lengths) > 1 or not lengths <= {2, 3}:
+        raise ConfigError(
+            f"the queries {', '.join(map(str, queries))} are no places", "give (y, x) in images, or (t, y, x) in clips"
+        )
+    return lengths.pop()
+
+
+def _position(query: tuple[int, ...], size: tuple[int, ...], grid: tuple[int, ...]) -> int:
+    """The position, on a grid of equal cells in row-major order, that a place in a picture or clip lies in."""
+    index = 0
+    for at, whole, cells in zip(query, size, grid, strict=True):
+        index = index * cells + at * cells // whole
+    return index
+
+
+def _refuse_outside(queries: Sequence[tuple[int, ...]], size: tuple[int, ...]) -> None:
+    for query in queries:
+        if not all(0 <= at < whole for at, whole in zip(query, size, strict=True)):
+            frames = f"{size[0]} frames, " if len(size) == 3 else ""
+            what = "clip" if frames else "image"
             raise ConfigError(
-                f"query ({y}, {x}) lies outside the image of height {size[0]} and width {size[1]}",
-                "queries are (y, x) in pixels from the top left",
+                f"query {query} lies outside the {what} of {frames}height {size[-2]} and width {size[-1]}",
+                "queries are (y, x) in pixels from the top left" + (", behind the frame t from 0" if frames else ""),
             )

@@ -292,9 +292,9 @@ def test_maps_are_drawn_of_blocks_whose_keys_are_positions(name: str) -> None:
 
 def test_maps_of_channels_and_of_pyramid_cells_are_refused_in_words() -> None:
     x = torch.randn(1, 16, 6, 7)
-    with pytest.raises(ConfigError, match=r"the keys of `\.` are no grid, and a map is drawn in 2-D"):
+    with pytest.raises(ConfigError, match=r"the keys of `\.` are no grid of 2 dimensions"):
         nlprobe.attention_map(operators()["asymmetric_pyramid"], x, [(0, 0)])
-    with pytest.raises(ConfigError, match=r"`\.` has 1-D positions, and a map is drawn in 2-D"):
+    with pytest.raises(ConfigError, match=r"the positions of `\.` are no grid of 2 dimensions"):
         nlprobe.attention_map(operators()["channel_attention"], x, [(0, 0)])
 
 
