@@ -120,6 +120,10 @@ class Answers:
         """The sliding windows of the published score: side and stride; empty where pictures are taken whole."""
         return {name: self.integer(name, 1) for name in ("window", "stride") if name in self.given}
 
+    def clip(self) -> dict[str, int]:
+        """Frames of a clip, and how many of the video lie from one to the next."""
+        return {name: self.integer(name, 1) for name in ("frames", "interval")}
+
     @property
     def reversed_channels(self) -> bool:
         """Whether the first convolution was trained on blue, green, red."""

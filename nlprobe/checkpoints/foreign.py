@@ -10,16 +10,18 @@ import torch
 from nlprobe.checkpoints.answers import LIKE, Answers, refuse_open
 from nlprobe.checkpoints.containers import Container, read_container
 from nlprobe.checkpoints.mapping import Mapped, mapped
+from nlprobe.checkpoints.mmaction import MMAction
 from nlprobe.checkpoints.mmdet import MMDetection
 from nlprobe.checkpoints.mmseg import MMSegmentation
 from nlprobe.checkpoints.native import FORMAT, Checkpoint
 from nlprobe.checkpoints.project import Project, Weights
 from nlprobe.checkpoints.registry import Entry, entry_of, published
+from nlprobe.checkpoints.slowfast import SlowFast
 from nlprobe.errors import CheckpointError
 from nlprobe.models import build, load_strictly
 from nlprobe.models.build import Config
 
-PROJECTS: tuple[Project, ...] = (MMSegmentation(), MMDetection())
+PROJECTS: tuple[Project, ...] = (MMSegmentation(), MMDetection(), MMAction(), SlowFast())
 
 
 @dataclass(frozen=True)
@@ -163,5 +165,6 @@ def _metadata(
         "project": project.title,
         "published": entry.metric if entry is not None else None,
         "inference": answers.inference(),
+        **({"clip": answers.clip()} if "frames" in settings else {}),
         "settings": dict(settings),
     }

@@ -73,7 +73,7 @@ class VideoResNet(nn.Module):
 
     The names of its parameters are those of the residual network for pictures, so that weights of that can be inflated
     (`inflation.py`). Every convolution pads with zeros, in time too: the first and the last frame see fewer neighbours.
-    No layer strides in time, so every feature map has as many frames as the clip.
+    In Slow-only networks no layer strides in time, so every feature map has as many frames as the clip.
 
     The network is initialised first and the inserted blocks after it, so networks that differ only in what is inserted
     have the same trunk when built from the same seed.
@@ -86,10 +86,13 @@ class VideoResNet(nn.Module):
         super().__init__()
         self.config = config
         width = config.backbone.width
-        self.conv1 = _conv(3, width, config.temporal[0], 7, stride=2)
+        self.conv1 = _conv(3, width, config.temporal[0], 7, stride=2, time_stride=config.stem_stride)
         self.bn1 = nn.BatchNorm3d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool3d(kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        padding = (0, 1, 1) if config.pad_pool else 0
+        size, stride = (config.pool_frames, 3, 3), (config.pool_stride, 2, 2)
+        self.maxpool = nn.MaxPool3d(kernel_size=size, stride=stride, padding=padding)
+        self.halve = nn.MaxPool3d(kernel_size=(2, 1, 1)) if config.halve else None
         self.layer1 = _stage(config, "c2")
         self.layer2 = _stage(config, "c3")
         self.layer3 = _stage(config, "c4")
@@ -115,6 +118,8 @@ class VideoResNet(nn.Module):
         found = {}
         for stage in STAGES:
             found[stage] = x = self.get_submodule(LAYERS[stage])(x)
+            if stage == "c2" and self.halve is not None:
+                x = self.halve(x)
         return found
 
     def sites(self) -> list[str]:
@@ -151,20 +156,22 @@ def _stage(config: VideoConfig, stage: str) -> nn.Sequential:
     planes, channels, frames = backbone.width * 2**index, backbone.channels(stage), config.frames(stage)
     channels_in = backbone.channels(STAGES[index - 1]) if index else backbone.stem_channels()
     stride = backbone.sampling(stage).stride
-    first = block(channels_in, planes, stride, frames, config)
+    first = block(channels_in, planes, stride, frames[0], config)
     if stride != 1 or channels_in != channels:
         first.downsample = nn.Sequential(_conv(channels_in, channels, 1, 1, stride), nn.BatchNorm3d(channels))
-    later = (block(channels, planes, 1, frames, config) for _ in range(backbone.layers[index] - 1))
+    later = (block(channels, planes, 1, own, config) for own in frames[1:])
     return nn.Sequential(first, *later)
 
 
-def _conv(channels_in: int, channels: int, frames: int, side: int, stride: int = 1, groups: int = 1) -> nn.Conv3d:
-    """Without bias, padded so that it keeps the number of frames, and height and width but for the stride."""
+def _conv(
+    channels_in: int, channels: int, frames: int, side: int, stride: int = 1, groups: int = 1, time_stride: int = 1
+) -> nn.Conv3d:
+    """Without bias, padded so that it keeps the number of frames, height and width but for the strides."""
     return nn.Conv3d(
         channels_in,
         channels,
         (frames, side, side),
-        stride=(1, stride, stride),
+        stride=(time_stride, stride, stride),
         padding=(frames // 2, side // 2, side // 2),
         groups=groups,
         bias=False,
