@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nlprobe.checkpoints.answers import Question
+from nlprobe.checkpoints.configurations import configuration
 from nlprobe.checkpoints.containers import Container, read_container
 from nlprobe.checkpoints.foreign import project_of
 from nlprobe.checkpoints.registry import Entry, entry_of
@@ -29,6 +30,7 @@ class About:
         project: The project whose names it has; empty if nobody's.
         description: What its names and shapes tell of the network.
         questions: What they do not tell.
+        configured: What the configuration beside them does.
     """
 
     container: Container
@@ -36,6 +38,7 @@ class About:
     project: str
     description: str
     questions: tuple[Question, ...]
+    configured: Mapping[str, str]
 
     def lines(self) -> list[str]:
         """All of it in sentences, one a line."""
@@ -54,7 +57,10 @@ class About:
         found.append(f"project: {self.description}" if self.project else "project: none that nlprobe reads")
         if self.entry is None:
             found.append("registry: no published checkpoint has this hash")
-            asked = ", ".join(question.name for question in self.questions)
+            if self.configured:
+                told = ", ".join(f"{name}={value}" for name, value in self.configured.items())
+                found.append(f"its configuration tells: {told}")
+            asked = ", ".join(question.name for question in self.questions if question.name not in self.configured)
             return [*found, *([f"its weights do not tell: {asked}"] if asked else [])]
         entry = self.entry
         found.append(f"registry: {entry.name}, trained on {entry.data}, published {entry.metric or 'without a score'}")
@@ -75,6 +81,7 @@ class About:
             "registry": self.entry.name if self.entry else None,
             "metric": self.entry.metric if self.entry else None,
             "flaw": self.entry.flaw or None if self.entry else None,
+            "configured": dict(self.configured),
             "questions": [question.name for question in self.questions],
         }
 
@@ -90,6 +97,7 @@ def about(path: Path) -> About:
         project = project_of(container)
     except CheckpointError:
         whose = entry.project if entry else ""
-        return About(container, entry, whose, whose, ())
+        return About(container, entry, whose, whose, (), {})
     weights: Mapping[str, Any] = container.weights
-    return About(container, entry, project.name, project.describe(weights), tuple(project.questions(weights)))
+    told = project.configured(configuration(container), weights)
+    return About(container, entry, project.name, project.describe(weights), tuple(project.questions(weights)), told)

@@ -121,8 +121,8 @@ class Answers:
         return {name: self.integer(name, 1) for name in ("window", "stride") if name in self.given}
 
     def clip(self) -> dict[str, int]:
-        """Frames of a clip, and how many of the video lie from one to the next."""
-        return {name: self.integer(name, 1) for name in ("frames", "interval")}
+        """Frames of a clip, and how many of the video lie from one to the next, for `ClipPreprocessing.from_dict`."""
+        return {"frames": self.integer("frames", 1), "stride": self.integer("interval", 1)}
 
     @property
     def reversed_channels(self) -> bool:

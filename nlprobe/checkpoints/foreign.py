@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nlprobe.checkpoints.answers import LIKE, Answers, refuse_open
+from nlprobe.checkpoints.configurations import configuration
 from nlprobe.checkpoints.containers import Container, read_container
 from nlprobe.checkpoints.mapping import Mapped, mapped
 from nlprobe.checkpoints.mmaction import MMAction
@@ -98,7 +99,7 @@ def read_foreign(path: Path, given: Mapping[str, str] | None = None, device: tor
     container = read_container(path)
     project = project_of(container)
     entry = entry_of(path)
-    settings = settings_of(project, container.weights, entry, given or {}, f"`{path}`")
+    settings = settings_of(project, container, entry, given or {})
     answers = Answers(settings, f"`{path}`")
     config = project.config(container.weights, answers)
     model = build(config, seed=0)
@@ -121,15 +122,19 @@ def read_foreign(path: Path, given: Mapping[str, str] | None = None, device: tor
 
 
 def settings_of(
-    project: Project, weights: Weights, entry: Entry | None, given: Mapping[str, str], source: str
+    project: Project, container: Container, entry: Entry | None, given: Mapping[str, str]
 ) -> dict[str, str]:
-    """All answers: the registry's for this file, or for the one that `like` names, and those given by hand before them.
+    """All answers: those given by hand before the registry's for this file, or for the one that `like` names.
+
+    Where there is neither of the two, what stands in the configuration beside the weights is taken.
 
     Raises:
         ConfigError: one is missing, or answers what nobody asks.
     """
     model = published(given[LIKE]) if LIKE in given else entry
-    known = dict(model.settings) if model is not None else {}
+    weights, source = container.weights, f"`{container.path}`"
+    configured = {} if model is not None else project.configured(configuration(container), weights)
+    known = configured if model is None else dict(model.settings)
     own = {name: value for name, value in given.items() if name != LIKE}
     refuse_open(project.questions(weights), {**known, **own}, source, project.describe(weights))
     return {**known, **own}
@@ -160,11 +165,10 @@ def _metadata(
     return {
         "model": entry.name if entry is not None else f"{project.name}/{container.path.stem}",
         "config": config.as_dict(),
-        "preprocessing": answers.preprocessing(),
+        "preprocessing": {**answers.preprocessing(), **(answers.clip() if "frames" in settings else {})},
         "classes": list(classes) if named and classes is not None else None,
         "project": project.title,
         "published": entry.metric if entry is not None else None,
         "inference": answers.inference(),
-        **({"clip": answers.clip()} if "frames" in settings else {}),
         "settings": dict(settings),
     }

@@ -6,10 +6,12 @@ the names tell (`phi.0`). Lengths of kernels are in the shapes, and with them wh
 stem spans five frames. It strides by two frames in stem and pool, and pools pairs of frames behind c2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nlprobe.blocks import NonLocalConfig
 from nlprobe.checkpoints.answers import PIXELS, Answers, Question
+from nlprobe.checkpoints.configurations import first, pixels, text_of
 from nlprobe.checkpoints.mapping import Rename, Rules, by_rules
 from nlprobe.checkpoints.openmmlab import mode_of, mode_question, non_local_rules, residual_layers
 from nlprobe.checkpoints.project import Project, Weights
@@ -54,6 +56,22 @@ class MMAction(Project):
         blocks = _blocks(weights)
         first = (*mode_question(weights, f"backbone.{blocks[0]}.non_local_block."), _SCALE) if blocks else ()
         return (*first, *PIXELS, *CLIP)
+
+    def configured(self, settings: Mapping[str, Any], weights: Weights) -> dict[str, str]:
+        """Those of the blocks, of pictures and of clips."""
+        model = settings.get("model")
+        asked = {question.name for question in self.questions(weights)}
+        found = pixels(settings)
+        block = first(model, "non_local_cfg")
+        if isinstance(block, Mapping):
+            found["mode"] = text_of(block.get("mode", "embedded_gaussian"))
+            found["scale"] = "inv_sqrt" if block.get("use_scale", True) else "none"
+        for theirs, ours in (("clip_len", "frames"), ("frame_interval", "interval")):
+            if (value := first(settings.get("test_pipeline"), theirs)) is not None:
+                found[ours] = text_of(value)
+        if (side := first(settings.get("test_pipeline"), "crop_size")) is not None and isinstance(side, int):
+            found["crop"] = str(side)
+        return {name: value for name, value in found.items() if name in asked or name == "crop"}
 
     def config(self, weights: Weights, answers: Answers) -> VideoConfig:
         """The network for clips."""

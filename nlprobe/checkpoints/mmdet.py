@@ -18,7 +18,7 @@ DNL-Object-Detection, whose norms use the absolute value of their weights (`gamm
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch import Tensor
 from nlprobe.blocks import PLACES, ContextConfig, DisentangledConfig, NonLocalConfig
 from nlprobe.blocks.settings import BlockConfig
 from nlprobe.checkpoints.answers import PIXELS, Answers, Question
+from nlprobe.checkpoints.configurations import first, pixels, sections, text_of
 from nlprobe.checkpoints.mapping import Rename, Rules, by_rules
 from nlprobe.checkpoints.openmmlab import context_rules, mode_of, mode_question, non_local_rules, residual_layers
 from nlprobe.checkpoints.project import Project, Weights
@@ -86,6 +87,20 @@ class MMDetection(Project):
             if kind == "nl_gc_block":
                 found += [_SCALE, Question("temperature", "NUMBER", "of the softmax; 0.05 in their configurations")]
         return (*dict.fromkeys(found), _GAMMA, *PIXELS)
+
+    def configured(self, settings: Mapping[str, Any], weights: Weights) -> dict[str, str]:
+        """Norms, pictures, and the site of blocks that are plugins; forks put theirs elsewhere under the same names."""
+        backbone = first(settings.get("model"), "backbone")
+        if not isinstance(backbone, Mapping):
+            return {}
+        norms = {section.get("type") for section in sections(settings.get("model")) if "type" in section}
+        found = {"gamma": "absolute" if norms & {"ABN", "SyncABN"} else "plain", **pixels(settings)}
+        if (divisor := first(settings.get("test_pipeline"), "size_divisor")) is not None:
+            found["pad"] = text_of(divisor)
+        positions = {section.get("position") for section in sections(backbone.get("plugins"))} - {None}
+        if positions == {"after_conv3"} and _blocks(weights):
+            found["site"] = "after_1x1"
+        return found
 
     def config(self, weights: Weights, answers: Answers) -> DetectionConfig:
         """The whole detector."""

@@ -15,11 +15,13 @@ alignment of corners, and the pictures' normalisation.
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nlprobe.blocks import ContextConfig, CrissCrossConfig, DisentangledConfig, NonLocalConfig, PointWiseConfig
 from nlprobe.blocks.asymmetric import PYRAMID
 from nlprobe.blocks.settings import BlockConfig
 from nlprobe.checkpoints.answers import PIXELS, Answers, Question
+from nlprobe.checkpoints.configurations import pixels, text_of
 from nlprobe.checkpoints.mapping import Rename, Rules, by_rules
 from nlprobe.checkpoints.openmmlab import context_rules, mode_of, mode_question, non_local_rules, residual_layers
 from nlprobe.checkpoints.project import Project, Weights
@@ -56,6 +58,30 @@ _QUESTIONS: Mapping[str, tuple[Question, ...]] = {
 }
 
 
+_SETTINGS = {
+    "mode": "mode",
+    "use_scale": "scale",
+    "temperature": "temperature",
+    "recurrence": "recurrence",
+    "key_pool_scales": "pyramid",
+    "mask_size": "mask",
+    "shrink_factor": "shrink",
+    "normalization_factor": "normalisation",
+}
+"""What the configuration of a head calls the answers."""
+
+_DEFAULTS: Mapping[str, Any] = {
+    "mode": "embedded_gaussian",
+    "use_scale": True,
+    "temperature": 0.05,
+    "recurrence": 2,
+    "key_pool_scales": (1, 3, 6, 8),
+    "shrink_factor": 2,
+    "normalization_factor": 1.0,
+}
+"""What its heads take where a configuration does not say."""
+
+
 class MMSegmentation(Project):
     """mmsegmentation 0.x and 1.x."""
 
@@ -77,6 +103,21 @@ class MMSegmentation(Project):
         head = head_of(weights)
         mode = mode_question(weights, "decode_head.nl_block.") if head == "NLHead" else ()
         return (*mode, *_QUESTIONS.get(head, ()), _ALIGNED, *PIXELS)
+
+    def configured(self, settings: Mapping[str, Any], weights: Weights) -> dict[str, str]:
+        """Those of the head and of pictures."""
+        model = settings.get("model")
+        head = model.get("decode_head") if isinstance(model, Mapping) else None
+        if not isinstance(head, Mapping):
+            return {}
+        found = pixels(settings)
+        if "align_corners" in head:
+            found["align_corners"] = text_of(head["align_corners"])
+        asked = {question.name for question in self.questions(weights)}
+        for theirs, ours in _SETTINGS.items():
+            if ours in asked and (value := head.get(theirs, _DEFAULTS.get(theirs))) is not None:
+                found[ours] = _answer(ours, value)
+        return {name: value for name, value in found.items() if name in asked}
 
     def config(self, weights: Weights, answers: Answers) -> SegmentationConfig:
         """The network of the head."""
@@ -109,6 +150,15 @@ class MMSegmentation(Project):
     def first_convolution(self, config: Config) -> str:
         """In the stem."""
         return "backbone.conv1.weight"
+
+
+def _answer(name: str, value: Any) -> str:
+    """A value of a configuration in the words of `--set`."""
+    if name == "scale":
+        return "inv_sqrt" if value else "none"
+    if isinstance(value, list | tuple):
+        return ("x" if name == "mask" else ",").join(map(str, value))
+    return text_of(value)
 
 
 def head_of(weights: Weights) -> str:

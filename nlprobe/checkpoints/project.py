@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -48,6 +49,15 @@ class Project(ABC):
     @abstractmethod
     def rename(self, config: Config) -> Rename:
         """From the project's names to ours in that network."""
+
+    def configured(self, settings: Mapping[str, Any], weights: Weights) -> dict[str, str]:
+        """Answers that stand in the configuration beside the weights, in the words of `--set`.
+
+        Args:
+            settings: The configuration, as far as it could be understood without running it.
+            weights: What else is known.
+        """
+        return {}
 
     def prepared(self, weights: Weights, config: Config, answers: Answers) -> Weights:
         """The tensors as the project's network uses them, where it does not use them as they are; still by its names.
