@@ -40,6 +40,7 @@ _PACKAGES = (
     "models",
     "plots",
     "probe",
+    "simplification",
     "stats",
     "tables",
     "training",

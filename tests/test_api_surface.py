@@ -48,6 +48,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         "stats",
         "probe",
         "intervention",
+        "simplification",
         "plots",
         "tables",
     ],

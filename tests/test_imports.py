@@ -34,6 +34,7 @@ ALLOWED = {
         "files",
     },
     "probe": {"suggestions", "stats", "blocks", "errors"},
+    "simplification": {"models", "probe", "stats", "blocks", "suggestions", "errors"},
     "intervention": {"probe", "stats", "blocks", "suggestions", "errors"},
     "tables": {"stats", "errors"},
     "plots": {"stats", "probe", "tables", "errors", "files"},
