@@ -24,6 +24,7 @@ VERBS = {
     "stats": "Measure how much attention differs between query positions.",
     "viz": "Draw attention maps over photographs, or how they became alike in a training.",
     "intervene": "Replace the attention of networks, and see whether that matters.",
+    "simplify": "Give a network cheap blocks where its queries do not matter.",
     "env": "Print versions and devices, for a bug report.",
 }
 

@@ -39,17 +39,12 @@ def _insertions(config: ResNetConfig, blocks: Mapping[str, BlockConfig]) -> tupl
     """Every insertion with the blocks that it keeps, and one for each new block; in the order of the network."""
     found: list[tuple[tuple[int, int], Insertion]] = []
     for insertion in config.insertions:
-        stage = STAGES.index(insertion.stage)
-        kept = []
+        stage, layer = STAGES.index(insertion.stage), LAYERS[insertion.stage]
+        by_block: dict[BlockConfig, list[int]] = {}
         for index in config.indices(insertion):
-            site = f"{LAYERS[insertion.stage]}.{index}:{insertion.place}"
-            if site in blocks:
-                new = Insertion(blocks[site], insertion.stage, (index,), insertion.place)
-                found.append(((stage, index), new))
-            else:
-                kept.append(index)
-        if kept == list(config.indices(insertion)):
-            found.append(((stage, kept[0]), insertion))
-        elif kept:
-            found.append(((stage, kept[0]), replace(insertion, blocks=tuple(kept))))
+            block = blocks.get(f"{layer}.{index}:{insertion.place}", insertion.block)
+            by_block.setdefault(block, []).append(index)
+        for block, indices in by_block.items():
+            places = insertion.blocks if len(by_block) == 1 else tuple(indices)
+            found.append(((stage, indices[0]), replace(insertion, block=block, blocks=places)))
     return tuple(insertion for _, insertion in sorted(found, key=lambda each: each[0]))

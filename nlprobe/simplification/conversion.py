@@ -111,7 +111,7 @@ def bottlenecked(
         )
     weight, bias = projection.weight.detach().double(), projection.bias.detach().double()
     config = replace(ContextConfig.gc(reduction), activation=False, norm="none")
-    made = ContextBlock(block.channels, config).to(block.transform[0].weight.device, torch.float64)
+    made = ContextBlock(block.channels, config).to(weight.device, torch.float64)
     rank = config.hidden_width(block.channels)
     root = torch.eye(block.channels, dtype=torch.float64, device=weight.device)
     if covariance is not None:

@@ -17,6 +17,7 @@ def distilled(
     blocks: Mapping[str, ContextBlock],
     calls: Iterable[Forward],
     *,
+    steps: int,
     learning_rate: float = 1e-3,
     tell: Callable[[int, float], object] = lambda step, loss: None,
 ) -> dict[str, ContextBlock]:
@@ -28,7 +29,8 @@ def distilled(
         model: The network with the old blocks, in evaluation mode.
         blocks: The new blocks by site.
         calls: Forward calls of `model`, in order; each is one step.
-        learning_rate: Adam's, falling to zero with a half-cosine if the number of calls is known.
+        steps: How many calls there are.
+        learning_rate: Adam's at the beginning; it falls to zero with a half-cosine.
         tell: Gets the number of each step and its mean loss over the sites.
     """
     students = {site: _copy(block) for site, block in blocks.items()}
@@ -45,9 +47,8 @@ def distilled(
 
         handles.append(block_at(model, site)[1].register_forward_hook(compare))
     parameters = [parameter for student in students.values() for parameter in student.parameters()]
-    calls = list(calls)
     optimiser = torch.optim.Adam(parameters, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(len(calls), 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     try:
         for step, call in enumerate(calls):
             with torch.no_grad():

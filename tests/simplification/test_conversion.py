@@ -165,7 +165,7 @@ def test_distilled_blocks_come_nearer_and_leave_the_network_alone() -> None:
     made = {"0": simplified(block, torch.zeros(4, dtype=torch.float64))}
     told: list[float] = []
     trained = distilled(
-        model, made, [lambda: model(x)] * 30, learning_rate=1e-2, tell=lambda _, loss: told.append(loss)
+        model, made, [lambda: model(x)] * 30, steps=30, learning_rate=1e-2, tell=lambda _, loss: told.append(loss)
     )
     with torch.no_grad():
         y = model(x) - x
