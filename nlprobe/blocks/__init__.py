@@ -14,6 +14,7 @@ from nlprobe.blocks.criss_cross import CrissCross, CrissCrossAttention, CrissCro
 from nlprobe.blocks.disentangled import Disentangled, DisentangledConfig, UnaryTerm
 from nlprobe.blocks.dual import ChannelAttention, ChannelAttentionConfig, PositionAttention, PositionAttentionConfig
 from nlprobe.blocks.gather_excite import GatherExcite, GatherExciteConfig
+from nlprobe.blocks.glore import GloRe, GloReConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
 from nlprobe.blocks.object_context import ObjectContext, ObjectContextConfig
 from nlprobe.blocks.places import PLACES
@@ -44,6 +45,8 @@ __all__ = [
     "DisentangledConfig",
     "GatherExcite",
     "GatherExciteConfig",
+    "GloRe",
+    "GloReConfig",
     "NonLocal",
     "NonLocalConfig",
     "ObjectContext",

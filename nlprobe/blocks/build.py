@@ -12,6 +12,7 @@ from nlprobe.blocks.criss_cross import CrissCross, CrissCrossConfig
 from nlprobe.blocks.disentangled import Disentangled, DisentangledConfig
 from nlprobe.blocks.dual import ChannelAttention, ChannelAttentionConfig, PositionAttention, PositionAttentionConfig
 from nlprobe.blocks.gather_excite import GatherExcite, GatherExciteConfig
+from nlprobe.blocks.glore import GloRe, GloReConfig
 from nlprobe.blocks.non_local import NonLocal, NonLocalConfig
 from nlprobe.blocks.object_context import ObjectContext, ObjectContextConfig
 from nlprobe.blocks.point_wise import PointWise, PointWiseConfig
@@ -56,6 +57,7 @@ _BLOCKS: dict[str, tuple[type[BlockConfig], Make]] = {
     ),
     CBAMConfig.block: (CBAMConfig, _of_images(CBAM, "convolves over")),
     GatherExciteConfig.block: (GatherExciteConfig, _of_images(GatherExcite, "gathers over")),
+    GloReConfig.block: (GloReConfig, lambda channels, _, config: GloRe(channels, config)),
 }
 
 CONFIGS: dict[str, type[BlockConfig]] = {name: config for name, (config, _) in _BLOCKS.items()}

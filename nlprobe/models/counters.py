@@ -19,6 +19,7 @@ from nlprobe.blocks import (
     ContextBlock,
     CrissCross,
     CrissCrossAttention,
+    GloRe,
     NonLocal,
     PairwiseAttention,
     PointWise,
@@ -101,6 +102,14 @@ def _unary(call: Call) -> int:
     return call.inputs[1].numel()
 
 
+def _global_reasoning(call: Call) -> int:
+    """The products of the assignment with the states, and with what the graph makes of them."""
+    assert isinstance(call.module, GloRe)
+    x, block = call.inputs[0], call.module
+    positions = x.numel() // x.shape[1]
+    return int(2 * positions * block.assignment.out_features * block.state.out_features)
+
+
 MACS: Counter = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
@@ -115,6 +124,7 @@ MACS: Counter = {
     NonLocal: _nothing,
     ContextBlock: _context,
     UnaryTerm: _unary,
+    GloRe: _global_reasoning,
 }
 """True multiply-accumulates of products; norms, activations, pooling and sums are none."""
 
@@ -207,6 +217,7 @@ PAPER_COUNTER: Counter = {
     NonLocal: _paper_non_local,
     ContextBlock: _paper_context,
     UnaryTerm: _unary,
+    GloRe: _global_reasoning,
 }
 """The counter that gives the "FLOPs (G)" of Tables 5, 7, 8, 9, 10 and 11, where a G is 2^30.
 
@@ -280,6 +291,7 @@ SEGMENTATION_COUNTER: Counter = {
     NonLocal: _nothing,
     ContextBlock: _segmentation_context,
     UnaryTerm: _nothing,
+    GloRe: _global_reasoning,
     PositionAttention: _projected_again,
     AsymmetricPyramid: _asymmetric_again,
     AsymmetricFusion: _asymmetric_again,

@@ -17,6 +17,7 @@ from nlprobe.blocks import (
     CrissCross,
     Disentangled,
     GatherExcite,
+    GloRe,
     NonLocal,
     ObjectContext,
     PointWiseBranch,
@@ -37,6 +38,7 @@ OPERATORS = (
     AsymmetricPyramid,
     ChannelAttention,
     Disentangled,
+    GloRe,
     ObjectContext,
     PositionAttention,
 )
@@ -56,6 +58,7 @@ REDRAWABLE = (
     "squeeze_excitation",
     "cbam",
     "gather_excite",
+    "glore",
 )
 """The kinds of block that `redraw` knows."""
 

@@ -23,6 +23,8 @@ from nlprobe.blocks import (
     DisentangledConfig,
     GatherExcite,
     GatherExciteConfig,
+    GloRe,
+    GloReConfig,
     NonLocal,
     NonLocalConfig,
     ObjectContext,
@@ -52,6 +54,7 @@ BUILT = [
     (SqueezeExcitationConfig(4, bias=False), SqueezeExcitation),
     (CBAMConfig.timm(), CBAM),
     (GatherExciteConfig("theta_plus", size=(6, 5), reduction=4), GatherExcite),
+    (GloReConfig(2, normalise=True), GloRe),
 ]
 
 
@@ -142,6 +145,8 @@ WRONG = {
     "GatherExciteConfig(extent=True)": "`extent` of the block `gather_excite` is `True`",
     'GatherExciteConfig("theta", size=(14, 0))': "`size` of the block `gather_excite` is `0`",
     'GatherExciteConfig("theta", size=14)': "`size` is `14`\ngive height and width",
+    "GloReConfig(reduction=0)": "`reduction` of the block `glore` is `0`",
+    'GloReConfig(normalise="no")': "`normalise` of the block `glore` is `'no'`",
     'PairwiseAttention("softmax")': "unknown instantiation `softmax`",
 }
 

@@ -1,9 +1,9 @@
-"""Costs of squeeze-and-excitation, CBAM and gather-excite by both definitions, from formulas written out by hand."""
+"""Costs of squeeze-and-excitation, CBAM, gather-excite and GloRe by both definitions, from formulas by hand."""
 
 import pytest
 import torch
 
-from nlprobe.blocks import CBAM, CBAMConfig, GatherExcite, GatherExciteConfig, SqueezeExcitation
+from nlprobe.blocks import CBAM, CBAMConfig, GatherExcite, GatherExciteConfig, GloRe, SqueezeExcitation
 from nlprobe.models import build, count_costs, differing_cells, rows
 
 C, R, H, W = 32, 2, 6, 10
@@ -21,6 +21,21 @@ def test_squeeze_and_excitation_by_hand() -> None:
     average_pool, reduce, relu, expand = C * (N + 1), R * (C + 1), R, C * (R + 1)
     assert costs.paper_counter == average_pool + reduce + relu + expand
     assert costs.segmentation_counter == C * N + reduce + relu + expand
+    assert costs.missed_products == ()
+
+
+@pytest.mark.parametrize("size", [(H, W), (2, 3, W)])
+def test_a_global_reasoning_unit_by_hand(size: tuple[int, ...]) -> None:
+    costs = count_costs(GloRe(C), (C, *size))
+    nodes, states = C // 4, C // 2
+    projections, back = N * C * (nodes + states), N * states * C
+    reasoning = states * nodes * nodes + nodes * states * states
+    products = 2 * N * nodes * states
+    biases, norm, relu = N * (nodes + states) + states * nodes, N * C, nodes * states
+    assert costs.params == (C + 1) * (nodes + states) + (nodes + 1) * nodes + states * states + states * C + 2 * C
+    assert costs.macs == projections + products + reasoning + back
+    assert costs.paper_counter == costs.macs + biases + 4 * norm + relu
+    assert costs.segmentation_counter == costs.macs + biases + 2 * norm + relu
     assert costs.missed_products == ()
 
 

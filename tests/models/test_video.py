@@ -12,6 +12,7 @@ from nlprobe.blocks import (
     ChannelAttentionConfig,
     ContextConfig,
     DisentangledConfig,
+    GloReConfig,
     NonLocal,
     NonLocalConfig,
     ObjectContextConfig,
@@ -178,6 +179,7 @@ IN_SPACE_AND_TIME: dict[str, BlockConfig] = {
     "position_attention": PositionAttentionConfig(),
     "channel_attention": ChannelAttentionConfig(),
     "object_context": ObjectContextConfig(),
+    "glore": GloReConfig(zero_init=False),
 }
 IN_IMAGES_ALONE = ("asymmetric_pyramid", "cbam", "criss_cross", "gather_excite", "point_wise")
 

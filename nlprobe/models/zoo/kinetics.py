@@ -12,20 +12,24 @@ Section 3.2.2 says that blocks stand in c4 and c5, its Table 2 measures c3 and c
 is taken as the two blocks of c3 alone and the three of c4 alone: so weighted, its two inputs give
 (2 · 0.297 + 3 · 0.395) / 5 = 0.356, and Table 1 prints 0.358 for all five.
 
-Other projects place and set their blocks otherwise; their networks stand in no table of the paper:
+Other projects place and set their blocks otherwise:
 
 | name | blocks stand | otherwise different |
 | --- | --- | --- |
+| `-glore` | behind 0 and 2 of c3; 0, 2 and 4 of c4 | GloRe units, where their authors' network has them |
 | `-nl-mmaction2` | behind 0 and 2 of c3; 0, 2 and 4 of c4 | projected, then pooled; logits times 1/√d |
 | `slowonly101-nl` | behind 1 and 3 of c3; 6, 13 and 20 of c4 | ResNet-101 ("Non-local Neural Networks") |
+
+Of these Table 11 prints GloRe, from that paper, whose network is a lighter pre-activation one; here the units are in
+the Slow-only network, and the cost of the row is another network's.
 
 The twins are the same classes with a quarter of the width and fewer residual blocks, for clips of 8 frames of 64x64:
 two in c3 and three in c4, each with a block behind it. Their keys are not sub-sampled.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from nlprobe.blocks import ContextConfig, NonLocalConfig
+from nlprobe.blocks import ContextConfig, GloReConfig, NonLocalConfig
 from nlprobe.blocks.settings import BlockConfig
 from nlprobe.models.config import ARCHITECTURES, ResNetConfig
 from nlprobe.models.insertion import Insertion
@@ -41,7 +45,10 @@ NON_LOCAL = NonLocalConfig(sub_sample="pool_then_project")
 OF_MMACTION2 = replace(NON_LOCAL, scale="inv_sqrt", sub_sample="project_then_pool")
 GC = ContextConfig.gc(4)
 
-PAPER = {"c3": (1, 3), "c4": (1, 3, 5)}
+Sites = dict[str, tuple[int, ...]]
+"""Residual blocks by stage."""
+
+PAPER: Sites = {"c3": (1, 3), "c4": (1, 3, 5)}
 EVEN = {"c3": (0, 2), "c4": (0, 2, 4)}
 DEEP = {"c3": (1, 3), "c4": (6, 13, 20)}
 TWIN = {"c3": (0, 1), "c4": (0, 1, 2)}
@@ -54,6 +61,7 @@ class _Variant:
     Attributes:
         block: What is inserted.
         stages: The stages that have it behind some of their residual blocks; none where it is within all of c3 to c5.
+        behind: Which residual blocks of the full-size network these are.
     """
 
     suffix: str
@@ -61,10 +69,11 @@ class _Variant:
     paper: tuple[tuple[str, str], ...] = ()
     block: BlockConfig | None = None
     stages: tuple[str, ...] = ("c3", "c4")
+    behind: Sites = field(default_factory=lambda: PAPER)
     remark: str = ""
 
-    def insertions(self, behind: dict[str, tuple[int, ...]]) -> tuple[Insertion, ...]:
-        """The blocks, where those behind residual blocks stand behind these."""
+    def insertions(self, behind: Sites) -> tuple[Insertion, ...]:
+        """The blocks, those behind residual blocks behind these."""
         if self.block is None:
             return ()
         if not self.stages:
@@ -109,7 +118,15 @@ _VARIANTS = (
         (("11", "GCNet"), ("10", "+all GC")),
         GC,
         (),
-        "42.455 M parameters, printed as if cut off",
+        remark="42.455 M parameters, printed as if cut off",
+    ),
+    _Variant(
+        "-glore",
+        "five GloRe units",
+        (("11", "GloRe"),),
+        GloReConfig(),
+        behind=EVEN,
+        remark="the printed FLOPs are of another network, the lighter one that the units' authors have them in",
     ),
 )
 
@@ -126,7 +143,7 @@ def _full_size(suffix: str, summary: str, config: VideoConfig, depth: int = 50) 
 
 
 def _of_paper(variant: _Variant) -> ModelEntry:
-    config = SLOW_ONLY_50.with_insertions(variant.insertions(PAPER))
+    config = SLOW_ONLY_50.with_insertions(variant.insertions(variant.behind))
     return replace(
         _full_size(variant.suffix, variant.summary, config),
         paper=tuple(paper_row(table, "Kinetics", row) for table, row in variant.paper),

@@ -7,6 +7,7 @@ from nlprobe.probe.adapters.criss_cross import CrissCrossAdapter
 from nlprobe.probe.adapters.disentangled import DisentangledAdapter
 from nlprobe.probe.adapters.dual import ChannelAttentionAdapter, PositionAttentionAdapter
 from nlprobe.probe.adapters.gates import CBAMAdapter, GatherExciteAdapter
+from nlprobe.probe.adapters.glore import GloReAdapter
 from nlprobe.probe.adapters.non_local import NonLocalAdapter
 from nlprobe.probe.adapters.object_context import ObjectContextAdapter
 from nlprobe.probe.adapters.point_wise import PointWiseAdapter
@@ -36,6 +37,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     SqueezeExcitationAdapter(),
     CBAMAdapter(),
     GatherExciteAdapter(),
+    GloReAdapter(),
     *TORCH_ADAPTERS,
     *TIMM_ADAPTERS,
     *TRANSFORMERS_ADAPTERS,
@@ -54,6 +56,7 @@ __all__ = [
     "CrossCapture",
     "Deliver",
     "GatherExciteAdapter",
+    "GloReAdapter",
     "MaplessCapture",
     "NonLocalAdapter",
     "PairwiseCapture",
