@@ -8,13 +8,12 @@ from fnmatch import fnmatch
 from typing import Any
 
 import click
-import torch
 
 from nlprobe.commands.options import format_option
 from nlprobe.commands.published_checkpoints import published_table
 from nlprobe.commands.report import result, terminal_width
 from nlprobe.errors import ConfigError
-from nlprobe.models import Costs, ModelEntry, PaperRow, build, count_costs, differing_cells, rows
+from nlprobe.models import Costs, ModelEntry, PaperRow, costs_of, differing_cells, rows
 from nlprobe.models.costs import GIGA, MEGA, paper_count
 from nlprobe.suggestions import did_you_mean
 from nlprobe.tables import Column, Table
@@ -78,7 +77,7 @@ def command(
     if project is not None or block is not None or data is not None:
         raise ConfigError("--project, --block and --data choose published checkpoints", "add --published")
     chosen = _choose(patterns, task, table)
-    costs = _count([entry for entry, _ in chosen])
+    costs = {entry.name: costs_of(entry.name) for entry, _ in chosen}
     if format == "json":
         result(json.dumps([_record(entry, row, costs[entry.name]) for entry, row in chosen], indent=2))
         return
@@ -108,17 +107,6 @@ def _choose(patterns: tuple[str, ...], task: str | None, table: str | None) -> l
             raise ConfigError(f"no model of the zoo has a name like `{pattern}`", did_you_mean(pattern, names))
         matching.update(found)
     return [(entry, row) for entry, row in chosen if not patterns or entry.name in matching]
-
-
-def _count(entries: list[ModelEntry]) -> dict[str, Costs]:
-    """The costs by name; every network is built on the meta device, where its weights take no memory."""
-    costs: dict[str, Costs] = {}
-    for entry in entries:
-        if entry.name not in costs:
-            with torch.device("meta"):
-                network = build(entry.config)
-            costs[entry.name] = count_costs(network, entry.input_shape)
-    return costs
 
 
 def _record(entry: ModelEntry, row: PaperRow | None, costs: Costs) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from nlprobe.models.build import Config, Network, build, config_from_dict, trunk_of
 from nlprobe.models.config import ARCHITECTURES, ResNetConfig
-from nlprobe.models.costs import Costs, count_costs, differing_cells
+from nlprobe.models.costs import Costs, costs_of, count_costs, differing_cells
 from nlprobe.models.detection import DetectionNetwork
 from nlprobe.models.detection_config import DetectionConfig
 from nlprobe.models.detections import Detections
@@ -38,6 +38,7 @@ __all__ = [
     "VideoResNet",
     "build",
     "config_from_dict",
+    "costs_of",
     "count_costs",
     "differing_cells",
     "entry",

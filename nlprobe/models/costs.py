@@ -5,6 +5,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,8 +34,11 @@ from nlprobe.blocks import (
     UnaryTerm,
 )
 from nlprobe.errors import ConfigError
+from nlprobe.models.build import build
 from nlprobe.models.counters import MACS, PAPER_COUNTER, SEGMENTATION_COUNTER, WITHOUT_MACS, Call, Counter
-from nlprobe.models.zoo import PaperRow
+from nlprobe.models.detection import DetectionNetwork
+from nlprobe.models.detection_costs import WithAllBoxes
+from nlprobe.models.zoo import PaperRow, entry
 
 MEGA = 10**6
 GIGA = 10**9
@@ -91,6 +95,18 @@ def count_costs(model: nn.Module, input_shape: Sequence[int]) -> Costs:
         not_counted=dict(sorted(observer.not_counted.items())),
         missed_products=tuple(sorted(observer.missed_products)),
     )
+
+
+@cache
+def costs_of(name: str) -> Costs:
+    """What a model of the zoo costs; counted once, and built without memory for its weights.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    with torch.device("meta"):
+        network = build(name)
+    return count_costs(network, entry(name).input_shape)
 
 
 def differing_cells(costs: Costs, row: PaperRow) -> list[str]:
@@ -226,6 +242,8 @@ def _on_meta(model: nn.Module) -> nn.Module:
         module._forward_pre_hooks.clear()
         if isinstance(module, PairwiseAttention):
             module.__class__ = _WrittenOut
+        elif isinstance(module, DetectionNetwork):
+            module.__class__ = WithAllBoxes
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             # Torch takes a batch norm on the meta device apart in Python, which would be half of the time.
             module.forward = _unchanged  # type: ignore[method-assign, assignment]

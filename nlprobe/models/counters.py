@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 from torch import nn
+from torchvision.ops import DeformConv2d
 
 from nlprobe.blocks import (
     AsymmetricFusion,
@@ -65,6 +66,18 @@ def _convolution(call: Call) -> int:
     return call.output.numel() * _convolution_taps(call.module)
 
 
+def _deformable(call: Call) -> int:
+    """As the plain convolution; its interpolation is none of the products."""
+    assert isinstance(call.module, DeformConv2d)
+    return call.output.numel() * prod(call.module.kernel_size) * call.module.in_channels // call.module.groups
+
+
+def _transposed(call: Call) -> int:
+    """Each input number is multiplied with each tap of each output channel."""
+    assert isinstance(call.module, nn.ConvTranspose2d)
+    return call.inputs[0].numel() * prod(call.module.kernel_size) * call.module.out_channels // call.module.groups
+
+
 def _linear(call: Call) -> int:
     assert isinstance(call.module, nn.Linear)
     return call.output.numel() * call.module.in_features
@@ -114,6 +127,8 @@ MACS: Counter = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
+    nn.ConvTranspose2d: _transposed,
+    DeformConv2d: _deformable,
     nn.Linear: _linear,
     PairwiseAttention: _pairwise,
     CrissCrossAttention: _criss_cross,
@@ -132,6 +147,14 @@ MACS: Counter = {
 def _paper_convolution(call: Call) -> int:
     bias = int(call.module.bias is not None)
     return call.output.numel() * (_convolution_taps(call.module) + bias)
+
+
+def _paper_transposed(call: Call) -> int:
+    """All taps at every output, although a stride of 2 lets one in four meet an input."""
+    assert isinstance(call.module, nn.ConvTranspose2d)
+    bias = int(call.module.bias is not None)
+    taps = prod(call.module.kernel_size) * call.module.in_channels // call.module.groups
+    return int(call.output.numel() * (taps + bias))
 
 
 def _biased_linear(call: Call) -> int:
@@ -195,6 +218,8 @@ PAPER_COUNTER: Counter = {
     nn.Conv1d: _paper_convolution,
     nn.Conv2d: _paper_convolution,
     nn.Conv3d: _paper_convolution,
+    nn.ConvTranspose2d: _paper_transposed,
+    DeformConv2d: _deformable,
     nn.Linear: _paper_linear,
     nn.BatchNorm1d: lambda call: 4 * call.output.numel(),
     nn.BatchNorm2d: lambda call: 4 * call.output.numel(),
@@ -269,6 +294,8 @@ SEGMENTATION_COUNTER: Counter = {
     nn.Conv1d: _paper_convolution,
     nn.Conv2d: _paper_convolution,
     nn.Conv3d: _paper_convolution,
+    nn.ConvTranspose2d: _paper_transposed,
+    DeformConv2d: _deformable,
     nn.Linear: _biased_linear,
     nn.BatchNorm1d: lambda call: 2 * call.output.numel(),
     nn.BatchNorm2d: lambda call: 2 * call.output.numel(),

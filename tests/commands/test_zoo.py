@@ -80,9 +80,9 @@ def test_papers_take_it_as_latex_and_markdown(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--table", "7"], "it has those of 1, 2, 3, 4, 8a, 8b"),
+        (["--table", "14"], "it has those of 1, 2, 3, 4, 5a, 5b"),
         (["--task", "clasification"], "did you mean `classification`?"),
-        (["resnet50-gcc"], "`imagenet/resnet50-gc`"),
+        (["imagenet/resnet50-gcc"], "`imagenet/resnet50-gc`"),
     ],
 )
 def test_a_filter_that_matches_nothing_is_a_usage_error(

@@ -1,12 +1,12 @@
 """The models of all data sets together: by name, and by the paper's rows."""
 
 from nlprobe.errors import ConfigError
-from nlprobe.models.zoo import cityscapes, imagenet, kinetics
+from nlprobe.models.zoo import cityscapes, coco, imagenet, kinetics
 from nlprobe.models.zoo.entry import ModelEntry
 from nlprobe.models.zoo.paper import PaperRow, order_in_paper
 from nlprobe.suggestions import did_you_mean
 
-_ENTRIES = {each.name: each for each in (*imagenet.ENTRIES, *cityscapes.ENTRIES, *kinetics.ENTRIES)}
+_ENTRIES = {each.name: each for each in (*imagenet.ENTRIES, *coco.ENTRIES, *cityscapes.ENTRIES, *kinetics.ENTRIES)}
 
 
 def names() -> list[str]:

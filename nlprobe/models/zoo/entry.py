@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nlprobe.models.config import ResNetConfig
+from nlprobe.models.detection_config import DetectionConfig
 from nlprobe.models.segmentation_config import SegmentationConfig
 from nlprobe.models.video_config import VideoConfig
 from nlprobe.models.zoo.paper import PaperRow
@@ -14,7 +15,7 @@ class ModelEntry:
 
     Args:
         name: `<data set>/<network>`, such as `imagenet/resnet50-nl`.
-        task: `classification`, `segmentation` or `action_recognition`; the task that trains and scores it.
+        task: `classification`, `detection`, `segmentation` or `action_recognition`; the task that trains and scores it.
         summary: What it is, in a line.
         config: What `models.build` makes it from.
         recipe: Name of the recipe that trains it.
@@ -27,7 +28,7 @@ class ModelEntry:
     name: str
     task: str
     summary: str
-    config: ResNetConfig | SegmentationConfig | VideoConfig
+    config: ResNetConfig | DetectionConfig | SegmentationConfig | VideoConfig
     recipe: str
     input_shape: tuple[int, ...]
     paper: tuple[PaperRow, ...] = ()

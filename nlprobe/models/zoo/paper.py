@@ -14,8 +14,9 @@ class PaperRow:
         table: `1`, `8a`, …
         dataset: `ImageNet`, …
         row: The row's label, such as `baseline`, `+1 NL`, `E-Gaussian`, `c4`.
-        cells: Printed text by column: `top1`, `top5`, `miou` (%), `params` (M), `flops` (G) and the cosine distances
-            `input`, `key`, `query`, `prod`, `att`, `output`. A dash in the paper is an absent column.
+        cells: Printed text by column: `top1`, `top5`, `miou` (%), of boxes and masks `ap_box`, `ap50_box`, `ap75_box`,
+            `ap_mask`, … (%), `params` (M), `flops` (G) and the cosine distances `input`, `key`, `query`, `prod`, `att`,
+            `output`. A dash in the paper is an absent column.
     """
 
     table: str

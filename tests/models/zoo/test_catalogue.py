@@ -117,7 +117,12 @@ def test_a_network_made_for_one_size_says_so_of_another() -> None:
 
 
 def test_every_model_has_a_recipe_and_a_task() -> None:
-    tasks = {"imagenet": "classification", "cityscapes": "segmentation", "kinetics": "action_recognition"}
+    tasks = {
+        "imagenet": "classification",
+        "coco": "detection",
+        "cityscapes": "segmentation",
+        "kinetics": "action_recognition",
+    }
     for name in names():
         assert entry(name).task == tasks[name.partition("/")[0].removeprefix("miniature-")]
         assert entry(name).recipe == name.partition("/")[0]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nlprobe.blocks import ContextConfig, NonLocalConfig
-from nlprobe.models import Costs, build, count_costs, differing_cells, entry, names, paper_distances, rows
+from nlprobe.models import Costs, build, costs_of, differing_cells, entry, names, paper_distances, rows
 
 FULL = [name for name in names() if name.startswith("cityscapes/resnet101")]
 # Cells that no honest count reproduces: the printed NL head repeats SNL, the GC backbone is cut off, CCNet
@@ -23,12 +23,7 @@ DIFFERING = {
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, Costs]:
-    counted = {}
-    for name in FULL:
-        with torch.device("meta"):
-            network = build(name)
-        counted[name] = count_costs(network, entry(name).input_shape)
-    return counted
+    return {name: costs_of(name) for name in FULL}
 
 
 def conv3x3(channels_in: int, channels: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nlprobe.blocks import ContextConfig, GloReConfig, NonLocalConfig
-from nlprobe.models import Costs, VideoConfig, build, count_costs, differing_cells, entry, names, paper_distances, rows
+from nlprobe.models import Costs, VideoConfig, build, costs_of, differing_cells, entry, names, paper_distances, rows
 
 FULL = [name for name in names() if name.startswith("kinetics/")]
 PRINTED = [name for name in FULL if entry(name).paper]
@@ -22,12 +22,7 @@ DIFFERING = {
 
 @pytest.fixture(scope="module")
 def costs() -> dict[str, Costs]:
-    counted = {}
-    for name in FULL:
-        with torch.device("meta"):
-            network = build(name)
-        counted[name] = count_costs(network, entry(name).input_shape)
-    return counted
+    return {name: costs_of(name) for name in FULL}
 
 
 def test_the_printed_rows_are_those_of_the_paper() -> None:
