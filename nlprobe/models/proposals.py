@@ -50,7 +50,8 @@ class ProposalHead(RPNHead):
 
     def __init__(self, config: DetectionConfig) -> None:
         super().__init__(config.channels, len(RATIOS), config.proposal_layers)
-        self.conv = nn.Sequential(*(nn.Sequential(layer[0]) for layer in self.conv))
+        convolutions = [layer for layer in self.get_submodule("conv").modules() if isinstance(layer, nn.Conv2d)]
+        self.conv = nn.Sequential(*map(nn.Sequential, convolutions))
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits and deltas of each level."""

@@ -21,6 +21,7 @@ from nlprobe.blocks import (
 )
 from nlprobe.errors import ConfigError
 from nlprobe.models import ARCHITECTURES, Costs, ResNet, build, count_costs, differing_cells, rows
+from nlprobe.models.deformable import DeformableConvolution
 from nlprobe.models.zoo.paper import paper_row
 
 TABLE_8_PARAMS = {
@@ -165,19 +166,35 @@ class Unknown(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convolution = nn.ConvTranspose2d(3, 3, 2)
+        self.convolution = nn.ConvTranspose1d(3, 3, 2)
         self.linear = nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.linear(self.convolution(x).flatten(2).mT)
+        rows = self.linear(self.convolution(x.flatten(2)).mT)
         return (rows @ rows.mT).softmax(2).sin()
+
+
+def test_an_upsampling_convolution_meets_each_input_once_and_the_papers_counter_sees_all_taps_at_every_output() -> None:
+    costs = count_costs(nn.ConvTranspose2d(6, 4, 2, stride=2), (6, 5, 7))
+    assert costs.macs == 5 * 7 * 6 * 4 * 4
+    assert costs.paper_counter == 10 * 14 * 4 * (6 * 4 + 1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        nn.ConvTranspose2d(6, 4, 2, stride=2, device="meta")(torch.empty(1, 6, 5, 7, device="meta"))
+    assert 2 * costs.macs == counter.get_total_flops()
+
+
+def test_a_deformable_convolution_costs_the_plain_one_and_its_offsets() -> None:
+    costs = count_costs(DeformableConvolution(8, 8, groups=2), (8, 5, 7))
+    assert costs.macs == 5 * 7 * (8 * 9 * 4 + 18 * 9 * 8)
+    assert costs.paper_counter == costs.macs + 5 * 7 * 18
+    assert costs.missed_products == ()
 
 
 def test_products_outside_of_known_modules_are_reported() -> None:
     costs = count_costs(Unknown(), (3, 4, 4))
     assert costs.missed_products == ("bmm", "convolution")
     assert costs.not_counted == {"bmm": 1, "convolution": 1, "sin": 1, "softmax": 1}
-    assert costs.macs == 25 * 9
+    assert costs.macs == 17 * 9
 
 
 def test_what_is_not_counted_is_listed_with_its_calls() -> None:

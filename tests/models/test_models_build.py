@@ -45,7 +45,7 @@ def test_networks_that_differ_in_their_blocks_share_the_trunk_of_a_seed() -> Non
 
 
 def test_an_unknown_name_comes_with_close_matches() -> None:
-    with pytest.raises(ConfigError, match="did you mean `imagenet/resnet50-nl`"):
+    with pytest.raises(ConfigError, match="did you mean `coco/resnet50-nl`, `imagenet/resnet50-nl`"):
         build("resnet50-nl")
     with pytest.raises(ConfigError, match="`imagenet/resnet50-nl-dot`"):
         build("imagenet/resnet50-nl-dott")
