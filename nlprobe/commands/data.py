@@ -15,6 +15,7 @@ from nlprobe.data import (
     ImageDataset,
     LabelMapDataset,
     UnreadableImageError,
+    Video,
     open_parts,
     write_miniature_cityscapes,
     write_miniature_imagenet,
@@ -71,15 +72,21 @@ def miniature(out: Path, only: tuple[str, ...], train: int | None, val: int | No
 @click.argument("root", type=click.Path(path_type=Path))
 @format_option()
 def check(root: Path, format: str) -> None:
-    """Look over a data set and read every image.
+    """Look over a data set and read every image; of every video its first, its middle and its last frame.
 
     Says what kind of data set ROOT is, and how many classes and images it has.
 
-    An image that cannot be read is named, and the command ends with 4; training and measuring would leave it out.
-    Annotations of COCO that cannot be used are named, too; they are left out, and their pictures are not.
+    An image that cannot be read is named, and the command ends with 4; training and measuring would leave it out. So is
+    a video that has been cut off, of which they would use what is left. Videos that Kinetics' CSV lists, but that are
+    not there, are counted and named. Annotations of COCO that cannot be used are named, too; they are left out, and
+    their pictures are not.
     """
     rows, unreadable = [], 0
-    for name, dataset in open_parts(root).items():
+    parts = open_parts(root)
+    videos = any(dataset.holds == "videos" for dataset in parts.values())
+    for name, dataset in parts.items():
+        for listed in dataset.missing:
+            say(f"`{listed}` is not there")
         bad = list(_unreadable(dataset, name))
         faults = dataset.faults if isinstance(dataset, Coco) else ()
         for line in [error.cause for error in bad] + [f"{name}: {fault}" for fault in faults]:
@@ -90,13 +97,16 @@ def check(root: Path, format: str) -> None:
         smallest = min((counts[label] for label in range(classes or 0)), default=None) if counts else None
         largest = max(counts.values()) if counts else None
         lost = sum(not fault.kept for fault in faults) if isinstance(dataset, Coco) else None
-        rows.append([name, dataset.kind, classes, len(dataset), len(bad), smallest, largest, lost])
-    columns = ("part", "kind", "classes", "images", "unreadable", "smallest class", "largest class", "faulty objects")
+        absent = [len(dataset.missing)] if videos else []
+        rows.append([name, dataset.kind, classes, len(dataset), *absent, len(bad), smallest, largest, lost])
+    holds = ("videos", "missing") if videos else ("images",)
+    columns = ("part", "kind", "classes", *holds, "unreadable", "smallest class", "largest class", "faulty objects")
     result(Table.of(f"`{root}`", [Column(column) for column in columns], rows).render(format))
     if unreadable:
+        one = "video" if videos else "image"
         raise DataError(
-            f"{unreadable} image{'s' if unreadable > 1 else ''} of `{root}` cannot be read",
-            "replace or remove what is named above; training and measuring leave such images out",
+            f"{unreadable} {one}{'s' if unreadable > 1 else ''} of `{root}` cannot be read",
+            f"replace or remove what is named above; training and measuring leave such {one}s out",
         )
 
 
@@ -112,15 +122,15 @@ def _shown(name: str, pictures: Iterable[int], label: str) -> Iterable[int]:
 
 
 def _unreadable(dataset: ImageDataset, part: str) -> Iterator[UnreadableImageError]:
-    """Read every image and map of classes, on all cores: Pillow decodes without holding Python's lock."""
+    """Read every image and map of classes, on all cores: decoders do not hold Python's lock."""
     whole = not isinstance(dataset, LabelMapDataset) or dataset.has_maps
 
     def attempt(index: int) -> UnreadableImageError | None:
         try:
-            if whole:
-                dataset[index]
-            else:
-                dataset.picture(index)
+            if isinstance(picture := dataset.picture(index), Video):
+                picture.check()
+            elif whole:
+                dataset.label(index, picture)
         except UnreadableImageError as error:
             return error
         return None

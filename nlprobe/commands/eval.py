@@ -25,6 +25,7 @@ from nlprobe.commands.segmentation_scoring import SegmentationScoring
 from nlprobe.commands.several import own_device, several_processes
 from nlprobe.commands.sources import Labelled, read_checkpoints, task_of_checkpoint
 from nlprobe.data import Batch, Batches, ImageDataset, UnreadableImageError, open_dataset
+from nlprobe.data.dataset import refuse_other_kind
 from nlprobe.data.loading import Share
 from nlprobe.data.part import Part
 from nlprobe.errors import ConfigError
@@ -109,6 +110,8 @@ def command(
         whole = processes.together(lambda: open_dataset(data, "train" if split == "train" else "val"))
         for note in whole.notes() if processes.leads else ():
             say(note)
+        for one in networks:
+            refuse_other_kind(whole, one.preprocessing.holds, f"`{one.label}`")
         dataset, size = Part(whole, limit), batch_size or scoring.batch_size
         rows = [(one.label, *_score(scoring, one, dataset, size, workers, where, processes)) for one in networks]
 

@@ -11,6 +11,7 @@ import torch
 from nlprobe.commands.report import progress, say
 from nlprobe.commands.sources import Named
 from nlprobe.data import Batch, Batches, ImageDataset, UnreadableImageError, data_fingerprint, open_dataset
+from nlprobe.data.dataset import refuse_other_kind
 from nlprobe.data.loading import Share
 from nlprobe.data.part import Part, Unlabelled
 from nlprobe.data.texts import Line, TextFile, is_text, read_texts
@@ -96,6 +97,7 @@ def feed(data: Data, one: Named, batch_size: int, workers: int = 0, *, speaks: b
 
     Raises:
         ConfigError: the network takes other data, or does not say what is done to them.
+        DataError: it takes videos and the data are images, or the other way about.
     """
     if isinstance(data, PythonItems):
         return Items(data, one.label, speaks)
@@ -117,11 +119,15 @@ def feed(data: Data, one: Named, batch_size: int, workers: int = 0, *, speaks: b
             if is_python(one.network.source)
             else "put its `preprocessor_config.json` into the folder",
         )
+    refuse_other_kind(data, one.network.pictures.holds, f"`{one.label}`")
     return Images(data, one.network.pictures, batch_size, workers, one.label, speaks)
 
 
 class Images(Feed):
-    """Images in batches; one by one where the network takes them in their own shape, so that none has neighbours."""
+    """Images, or a clip of each video, in batches.
+
+    They come one by one where the network takes them in their own shape, so that none has neighbours.
+    """
 
     def __init__(
         self, dataset: ImageDataset, pictures: Pictures, batch_size: int, workers: int, label: str, speaks: bool
@@ -129,6 +135,7 @@ class Images(Feed):
         super().__init__(label, pictures.description, pictures.settings, batch_size if pictures.size else 1, speaks)
         self.dataset, self.pictures, self.workers = dataset, pictures, workers
         self._reported: set[str] = set()
+        self._said = False
 
     def batches(self, start: int = 0, step: int = 1) -> Iterator[Shown]:
         """One pass over every `step`-th batch from number `start` on."""
@@ -146,10 +153,18 @@ class Images(Feed):
         before, total = loaded.order.before, len(self.dataset)
         passed: Iterator[tuple[int, Batch]] = zip(count(start, step), loaded.epoch(0, start), strict=False)
         if self.speaks:
+            for note in [] if self._said else self.notes():
+                say(note)
+            self._said = True
+            holds = self.dataset.holds
             if start:
-                say(f"{self.label}: going on after {before(start)} images")
+                say(f"{self.label}: going on after {before(start)} {holds}")
             passed = progress(
-                passed, self.label, total - before(start), count=lambda one: before(one[0] + step) - before(one[0])
+                passed,
+                self.label,
+                total - before(start),
+                unit=holds,
+                count=lambda one: before(one[0] + step) - before(one[0]),
             )
         for _, batch in passed:
             inputs = self.pictures.inputs(batch.images) if batch.ids else batch.images
@@ -159,6 +174,10 @@ class Images(Feed):
         """Those that were not measured."""
         return [name for name in self.dataset.ids if name not in measured]
 
+    def notes(self) -> list[str]:
+        """That the data set does not hold all that it lists."""
+        return self.dataset.notes() if self.dataset.missing else []
+
     def example(self) -> Inputs:
         """One image of noise."""
         return self.pictures.inputs(self.pictures.example())
@@ -166,7 +185,7 @@ class Images(Feed):
     def plan(self) -> str:
         """How many images, how many at once, and their size."""
         shape = "x".join(map(str, self.pictures.size)) if self.pictures.size else "each in its own shape"
-        return f"{len(self.dataset)} images in batches of {self.together}, {shape}"
+        return f"{len(self.dataset)} {self.dataset.holds} in batches of {self.together}, {shape}"
 
     def _report(self, error: UnreadableImageError) -> None:
         if error.image not in self._reported:

@@ -24,6 +24,7 @@ from nlprobe.checkpoints import (
 )
 from nlprobe.commands.options import Chosen
 from nlprobe.data import Preprocessing
+from nlprobe.data.clips import read_preprocessing
 from nlprobe.errors import CheckpointError, ConfigError
 from nlprobe.libraries import Drawn, Loaded, Network, Pictures, Settings, default_name, is_python, open_network
 from nlprobe.probe.adapters import Adapter
@@ -52,7 +53,7 @@ class Labelled:
                 f"`{self.checkpoint.path}` does not say how its images are preprocessed",
                 "write it again with `preprocessing` in its metadata",
             )
-        return Preprocessing.from_dict(settings)
+        return read_preprocessing(settings)
 
 
 def read_checkpoints(paths: Sequence[Path], labels: Sequence[str], answers: Sequence[str] = ()) -> list[Labelled]:

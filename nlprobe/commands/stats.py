@@ -279,7 +279,7 @@ class _Opened:
             quantities=quantities,
             metrics=metrics,
             skipped=first.unreadable(set(measured[0].frame["image"])),
-            notes=[note for found in self.feeds.values() for note in found.notes()],
+            notes=list(dict.fromkeys(note for found in self.feeds.values() for note in found.notes())),
             seed=flags["seed"],
         )
 

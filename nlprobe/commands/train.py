@@ -338,7 +338,7 @@ def _run(ctx: click.Context, processes: Processes) -> _Asked:
     training = open_dataset(flags["data"], "train")
     if flags["val_data"]:
         validation = open_dataset(flags["val_data"], "val")
-    elif training.kind == "class folders":
+    elif training.kind.startswith("class folders"):
         raise ConfigError(
             f"`{flags['data']}` is one folder of classes, without a part to validate on",
             "part it into `train` and `val`, or give another folder with --val-data",

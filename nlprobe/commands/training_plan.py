@@ -27,7 +27,7 @@ def plan(run: Run, device: torch.device, out: Path, processes: Processes, own_ra
     lines = [
         f"model: {run.model}, {parameters:,} parameters; sites: {', '.join(run.config.sites()) or 'none'}",
         f"data: {run.training.kind} in {run.training.root}, {len(run.training.classes or ())} classes, "
-        f"{len(run.training)} images to train on and {len(run.validation)} to validate on",
+        f"{len(run.training)} {run.training.holds} to train on and {len(run.validation)} to validate on",
         *(f"  {note}" for part in (run.training, run.validation) for note in part.notes()),
         f"preprocessing: {run.recipe.preprocessing}",
         _schedule(run),

@@ -1,6 +1,7 @@
 """Data sets in their native formats on disk, what lies between a picture and a network, and the miniature data."""
 
 from nlprobe.data.augmentation import Augmentation
+from nlprobe.data.clips import ClipAugmentation, ClipPreprocessing, read_preprocessing
 from nlprobe.data.coco import Coco
 from nlprobe.data.dataset import ImageDataset, Sample, data_fingerprint
 from nlprobe.data.images import UnreadableImageError, read_image
@@ -14,13 +15,18 @@ from nlprobe.data.opening import open_dataset, open_parts
 from nlprobe.data.order import derived_seed
 from nlprobe.data.preprocessing import Joint, Preprocessing
 from nlprobe.data.texts import Line, TextFile, read_texts
+from nlprobe.data.video import FrameFolder, FrameStack, Video, VideoFile, open_video
 
 __all__ = [
     "IGNORED",
     "Augmentation",
     "Batch",
     "Batches",
+    "ClipAugmentation",
+    "ClipPreprocessing",
     "Coco",
+    "FrameFolder",
+    "FrameStack",
     "ImageDataset",
     "InstanceAugmentation",
     "Instances",
@@ -32,11 +38,15 @@ __all__ = [
     "Sample",
     "TextFile",
     "UnreadableImageError",
+    "Video",
+    "VideoFile",
     "data_fingerprint",
     "derived_seed",
     "open_dataset",
     "open_parts",
+    "open_video",
     "read_image",
+    "read_preprocessing",
     "read_texts",
     "scored",
     "whole",

@@ -2,22 +2,24 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image
+
+from nlprobe.errors import DataError
 
 
 class Sample(NamedTuple):
-    """One image: its picture in RGB, its label, its name within the data set.
+    """One image: its picture in RGB, or a video's handle; its label; its name within the data set.
 
     The label is the image's class, or what else a data set tells of it, such as a map with a class for each pixel; None
     where there is nothing.
     """
 
-    image: Image.Image
+    image: Any
     label: Any
     id: str
 
@@ -31,6 +33,8 @@ class ImageDataset(ABC):
         classes: Names of the classes in the order of the labels; None for photographs without labels.
         ids: Names of the images: paths relative to their split's folder, so that they stay the same on another machine.
         labels: Class of each image; None where images have none, or another kind of label.
+        holds: What the images are: pictures, or videos.
+        missing: Names of what the data set lists, but does not hold.
     """
 
     kind: str
@@ -38,6 +42,8 @@ class ImageDataset(ABC):
     classes: list[str] | None
     ids: list[str]
     labels: list[int] | None
+    holds: Literal["images", "videos"] = "images"
+    missing: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,7 +57,7 @@ class ImageDataset(ABC):
         picture = self.picture(index)
         return Sample(picture, self.label(index, picture), self.ids[index])
 
-    def label(self, index: int, picture: Image.Image) -> Any:
+    def label(self, index: int, picture: Any) -> Any:
         """What the data set tells of an image whose picture was read; its class, or None."""
         return self.labels[index] if self.labels is not None else None
 
@@ -61,16 +67,29 @@ class ImageDataset(ABC):
         return None
 
     def notes(self) -> list[str]:
-        """What its files hold that is not used, in sentences."""
+        """What its files hold that is not used, or list and do not hold, in sentences."""
         return []
 
     @abstractmethod
-    def picture(self, index: int) -> Image.Image:
-        """The picture in RGB."""
+    def picture(self, index: int) -> Any:
+        """The picture in RGB, or the video's handle."""
 
     @abstractmethod
     def size(self, index: int) -> int:
         """A number that changes with the image's contents: the bytes of its file, or a checksum. -1 if it is gone."""
+
+
+def refuse_other_kind(dataset: ImageDataset, holds: str, taker: str) -> None:
+    """Make sure that a data set holds what `taker`, named in the message, takes: "images" or "videos".
+
+    Raises:
+        DataError: it holds the other.
+    """
+    if dataset.holds != holds:
+        raise DataError(
+            f"{taker} takes {holds}, and `{dataset.root}` holds {dataset.holds}",
+            f"give data of {holds}, or another network",
+        )
 
 
 def data_fingerprint(dataset: ImageDataset) -> dict[str, Any]:

@@ -30,6 +30,8 @@ _SECONDS_AFTER_SIGTERM = 10
 class Batch(NamedTuple):
     """Some images: (B, 3, H, W), their labels, their names, and those that could not be read.
 
+    Clips of videos are (B, 3, T, H, W), or (B, views, 3, T, H, W) where all views of each come together.
+
     Labels are one tensor, (B,) for classes, (B, H, W) for maps of classes, or a list where they are no tensors; None
     where there are none. `sizes` is height and width of each picture within its image where images were padded at the
     right and lower edges, and None where they never are.
@@ -134,12 +136,12 @@ class _SeededSamples(Dataset[Any]):
         epoch, index = key
         try:
             sample = self.dataset[index]
-        except UnreadableImageError as error:
+            with _seeded(derived_seed(self.seed, epoch, index)):
+                if isinstance(self.transform, Joint):
+                    return *self.transform.transform(sample.image, sample.label), sample.id, ""
+                return self.transform(sample.image), sample.label, sample.id, ""
+        except UnreadableImageError as error:  # a video is read by its transform
             return None, None, self.dataset.ids[index], error.reason
-        with _seeded(derived_seed(self.seed, epoch, index)):
-            if isinstance(self.transform, Joint):
-                return *self.transform.transform(sample.image, sample.label), sample.id, ""
-            return self.transform(sample.image), sample.label, sample.id, ""
 
 
 @contextmanager

@@ -8,7 +8,10 @@ from nlprobe.data.coco import ANNOTATIONS, Coco, coco_year, holds_pictures
 from nlprobe.data.dataset import ImageDataset
 from nlprobe.data.folders import ClassFolders, Photographs, class_folders, holds_images, image_files
 from nlprobe.data.images import is_image
+from nlprobe.data.kinetics import Kinetics, find_csv
 from nlprobe.data.small_images import SmallImages, find_small_images
+from nlprobe.data.video import is_video
+from nlprobe.data.video_folders import VideoFiles, VideoFolders, holds_videos, video_files
 from nlprobe.errors import DataError
 
 Split = Literal["train", "val"]
@@ -16,8 +19,9 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 
 LAYOUTS = (
     "a data set is: train/<class>/ and val/<class>/ (ImageNet), <class>/ (any ImageFolder), leftImg8bit/ and gtFine/ "
-    "(Cityscapes), train2017/, val2017/ and annotations/ (COCO), an unpacked MNIST, Fashion-MNIST, CIFAR-10 or "
-    "CIFAR-100, a folder of photographs, or one photograph"
+    "(Cityscapes), train2017/, val2017/ and annotations/ (COCO), train.csv, val.csv, train/ and val/ (Kinetics), an "
+    "unpacked MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, a folder of photographs or of videos, one photograph, or "
+    "one video; in <class>/ may be images, videos or folders of numbered frames"
 )
 
 
@@ -27,7 +31,7 @@ def open_dataset(root: Path | str, split: Split = "val") -> ImageDataset:
     A folder of class folders that is not parted into `train` and `val` is the same for both splits.
 
     Args:
-        root: A data set's root, a flat folder of photographs, or a photograph.
+        root: A data set's root, a flat folder of photographs or videos, a photograph, or a video.
         split: Which part; a flat folder has no parts.
 
     Raises:
@@ -44,8 +48,10 @@ def open_dataset(root: Path | str, split: Split = "val") -> ImageDataset:
 
 def _open(root: Path, split: Split) -> ImageDataset:
     if root.is_file():
+        if is_video(root):
+            return VideoFiles(root)
         if not is_image(root):
-            raise DataError(f"`{root}` is a file, but no image", LAYOUTS)
+            raise DataError(f"`{root}` is a file, but no image and no video", LAYOUTS)
         return Photographs(root)
     if not root.is_dir():
         raise DataError(f"`{root}` is not there", "check the path" + _nearest_folder(root))
@@ -59,6 +65,8 @@ def _open(root: Path, split: Split) -> ImageDataset:
         return Coco(root, split, year)
     if root.name == ANNOTATIONS and any(root.glob("instances_*.json")):
         raise DataError(f"`{root}` is a part of COCO", f"give `{root.parent}`, with the folders of pictures in it")
+    if any(find_csv(root, each) for each in SPLITS):
+        return Kinetics(root, split)
     if small := find_small_images(root):
         if len(small) > 1:
             raise DataError(
@@ -78,6 +86,11 @@ def _open_split(root: Path, split: Split) -> ImageDataset:
         raise DataError(
             f"`{root}` has no folder `{split}`, only {there}", "a data set with splits has `train` and `val`"
         )
+    if not class_folders(folder) and (films := video_files(folder)):
+        raise DataError(
+            f"`{folder}` holds {len(films)} videos but no class folders, and `{root}` no `{split}.csv`",
+            f"put Kinetics' CSVs into `{root}`, or sort the videos into `{split}/<class>/`",
+        )
     if not class_folders(folder):
         loose = len(image_files(folder))
         raise DataError(
@@ -86,7 +99,7 @@ def _open_split(root: Path, split: Split) -> ImageDataset:
             if loose
             else "each class needs a folder of images",
         )
-    return ClassFolders(folder, root, "ImageNet folders")
+    return VideoFolders(folder, root) if holds_videos(folder) else ClassFolders(folder, root, "ImageNet folders")
 
 
 def _open_flat(root: Path) -> ImageDataset:
@@ -99,15 +112,19 @@ def _open_flat(root: Path) -> ImageDataset:
         )
     if loose:
         return Photographs(root)
-    parted = [folder for folder in folders if (folder / "train").is_dir() or (folder / "val").is_dir()]
+    if video_files(root):
+        return VideoFiles(root)
+    parted = [folder for folder in class_folders(root) if (folder / "train").is_dir() or (folder / "val").is_dir()]
     if parted:
         raise DataError(
             f"`{root}` holds no data set itself, but its folder{'s' if len(parted) > 1 else ''} "
             f"{', '.join(f'`{folder.name}`' for folder in parted)} may be one",
             f"give `{parted[0]}`",
         )
+    if holds_videos(root):
+        return VideoFolders(root)
     if not folders:
-        raise DataError(f"`{root}` holds no image that nlprobe understands", LAYOUTS)
+        raise DataError(f"`{root}` holds no image and no video that nlprobe understands", LAYOUTS)
     return ClassFolders(root)
 
 
@@ -129,6 +146,8 @@ def open_parts(root: Path | str) -> dict[str, ImageDataset]:
     if year := coco_year(root):
         there = [split for split in SPLITS if holds_pictures(root, split, year)]
         return {split: open_dataset(root, split) for split in there or SPLITS}
+    if tables := [split for split in SPLITS if find_csv(root, split)]:
+        return {split: open_dataset(root, split) for split in tables}
     whole = open_dataset(root, "train" if (root / "train").is_dir() else "val")
     if isinstance(whole, SmallImages):
         return {"train": open_dataset(root, "train"), "val": whole}

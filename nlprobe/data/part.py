@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from PIL import Image
 
 from nlprobe.data.dataset import ImageDataset
 
@@ -21,6 +20,7 @@ class Selection(ImageDataset):
     def __init__(self, whole: ImageDataset, indices: Sequence[int]) -> None:
         self.whole, self.indices = whole, list(indices)
         self.kind, self.root, self.classes = whole.kind, whole.root, whole.classes
+        self.holds, self.missing = whole.holds, whole.missing
         self.ids = [whole.ids[index] for index in self.indices]
         self.labels = None if whole.labels is None else [whole.labels[index] for index in self.indices]
 
@@ -33,11 +33,11 @@ class Selection(ImageDataset):
         """Those of the whole data set."""
         return self.whole.notes()
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture in RGB."""
+    def picture(self, index: int) -> Any:
+        """As in the whole data set."""
         return self.whole.picture(self.indices[index])
 
-    def label(self, index: int, picture: Image.Image) -> Any:
+    def label(self, index: int, picture: Any) -> Any:
         """What the whole data set tells of it."""
         return self.whole.label(self.indices[index], picture)
 
@@ -66,5 +66,5 @@ class Unlabelled(Selection):
         super().__init__(whole, range(len(whole)))
         self.labels = None
 
-    def label(self, index: int, picture: Image.Image) -> None:
+    def label(self, index: int, picture: Any) -> None:
         """Nothing."""

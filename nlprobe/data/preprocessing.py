@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
-Transform = Callable[[Image.Image], Float[Tensor, "3 h w"]]
+Transform = Callable[[Any], Float[Tensor, "..."]]
+"""From a picture, or a video, to what a network takes."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Preprocessing:
     Raises:
         ConfigError: the crop is larger than the resized image, or a value cannot be.
     """
+
+    holds: ClassVar[Literal["images", "videos"]] = "images"
 
     resize: int = 256
     crop: int = 224

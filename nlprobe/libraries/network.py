@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nlprobe.data.loading import padded
 from nlprobe.data.preprocessing import Preprocessing
+from nlprobe.data.video import FrameStack, Video
 
 TRIAL_SIZES = ((96, 64), (80, 160))
 """Width and height of the pictures from which it is found out what a transform makes of a picture."""
@@ -21,40 +22,56 @@ TRIAL_SIZES = ((96, 64), (80, 160))
 
 @dataclass(frozen=True)
 class Pictures:
-    """How pictures become a network's input.
+    """How pictures, or videos, become a network's input.
 
     Attributes:
-        transform: From an RGB picture to a tensor (C, H, W).
+        transform: From an RGB picture to a tensor (C, H, W), or from a video to a tensor (C, T, H, W).
         description: What it does and where that is written, in a line.
         settings: The same for JSON.
         argument: The name under which the network takes the images; None where it is the only argument.
         pad: Images are padded at the right and lower edges to a multiple of this; 0 where they are not.
+        holds: What it is that the transform takes.
     """
 
-    transform: Callable[[Image.Image], Tensor]
+    transform: Callable[[Any], Tensor]
     description: str
     settings: Mapping[str, Any]
     argument: str | None = None
     pad: int = 0
+    holds: Literal["images", "videos"] = "images"
 
     @classmethod
     def of(cls, preprocessing: Preprocessing) -> "Pictures":
         """Inputs by nlprobe's own preprocessing."""
-        return cls(preprocessing.transform(), str(preprocessing), preprocessing.as_dict(), pad=preprocessing.pad)
+        return cls(
+            preprocessing.transform(),
+            str(preprocessing),
+            preprocessing.as_dict(),
+            pad=preprocessing.pad,
+            holds=preprocessing.holds,
+        )
 
     @cached_property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width of every image, or None where they follow the picture; tried on two pictures."""
-        first, second = (self.transform(_noise(*size)).shape for size in TRIAL_SIZES)
-        return (first[-2], first[-1]) if first == second else None
+    def size(self) -> tuple[int, ...] | None:
+        """Height and width of every image, in front of them the frames of a clip; tried on two pictures.
 
-    def example(self) -> Shaped[Tensor, "1 c h w"]:
-        """A batch of one image of noise as it would come from a picture, (1, C, H, W)."""
-        return padded([self.transform(_noise(*TRIAL_SIZES[0]))], self.pad)[0].unsqueeze(0)
+        None where they follow the picture.
+        """
+        first, second = (self.transform(self._noise(*size)).shape for size in TRIAL_SIZES)
+        return tuple(first[1:]) if first == second else None
 
-    def inputs(self, images: Shaped[Tensor, "b c h w"]) -> Tensor | dict[str, Tensor]:
+    def example(self) -> Shaped[Tensor, "1 c *size"]:
+        """A batch of one image of noise as it would come from a picture, (1, C, H, W), or of one clip."""
+        return padded([self.transform(self._noise(*TRIAL_SIZES[0]))], self.pad)[0].unsqueeze(0)
+
+    def inputs(self, images: Shaped[Tensor, "b c *size"]) -> Tensor | dict[str, Tensor]:
         """A batch of images as the network takes it."""
         return images if self.argument is None else {self.argument: images}
+
+    def _noise(self, width: int, height: int) -> Image.Image | Video:
+        shape = (height, width, 3) if self.holds == "images" else (2, height, width, 3)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return Image.fromarray(pixels) if self.holds == "images" else FrameStack(pixels)
 
 
 @dataclass(frozen=True)
@@ -154,8 +171,3 @@ def drawn(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
-
-
-def _noise(width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)

@@ -34,6 +34,9 @@ def python_network(
 ) -> Network:
     """The network that a callable returns: a module, or a module and the transform of its pictures.
 
+    The transform is a function from an RGB picture to a tensor, or an nlprobe `Preprocessing`; a `ClipPreprocessing`
+    where the network takes videos.
+
     Args:
         reference: `package.module:callable`; the current folder can be imported from.
         weights: A file that is loaded into it; without, its weights are as the callable gives them.
@@ -50,7 +53,7 @@ def python_network(
     def module() -> nn.Module:
         made = _called(build, reference)
         model, transform = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-        if not isinstance(model, nn.Module) or not (transform is None or callable(transform)):
+        if not isinstance(model, nn.Module) or not _is_transform(transform):
             kinds = ", ".join(type(part).__name__ for part in (made if isinstance(made, tuple) else (made,)))
             raise ConfigError(
                 f"`{PREFIX}{reference}` returns {kinds}",
@@ -67,7 +70,9 @@ def python_network(
             f"`{PREFIX}{reference}` returns a transform, and --size, --mean or --std is given too", "leave one out"
         )
     pictures = Pictures.of(preprocessing) if preprocessing is not None else None
-    if transform is not None:
+    if isinstance(transform, Preprocessing):
+        pictures = Pictures.of(transform)
+    elif transform is not None:
         written = " ".join(repr(transform).split())
         pictures = Pictures(transform, f"transform of `{PREFIX}{reference}`, {written}", {"transform": written})
     return Network(
@@ -77,6 +82,10 @@ def python_network(
         pictures=pictures,
         redrawn=partial(drawn, module, seed) if loaded else None,
     )
+
+
+def _is_transform(made: Any) -> bool:
+    return made is None or isinstance(made, Preprocessing) or callable(made)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 
 from nlprobe.checkpoints import fingerprint
 from nlprobe.data import Batches, ImageDataset, data_fingerprint
+from nlprobe.data.dataset import refuse_other_kind
 from nlprobe.data.loading import Report, Share
 from nlprobe.errors import ConfigError
 from nlprobe.models import Config, Network, build, load_backbone, trunk_of
@@ -57,6 +58,9 @@ class Run:
     source: str | None = None
 
     def __post_init__(self) -> None:
+        taker = f"the recipe `{self.recipe.name}`"
+        for dataset in (self.training, self.validation):
+            refuse_other_kind(dataset, self.recipe.preprocessing.holds, taker)
         self.task.check(self.training, self.validation, self.recipe.batch_size)
 
     @property

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from videos_on_disk import write_video
 
 from nlprobe.cli import run
 from nlprobe.data import write_miniature_cityscapes, write_miniature_imagenet
@@ -120,3 +121,28 @@ def test_objects_that_cannot_be_used_are_named_and_counted(tmp_path: Path, capsy
     Image.new("RGB", (8, 9)).save(tmp_path / "val2017" / "a.png")
     assert run(["data", "check", str(tmp_path)]) == 4
     assert "`a.png` cannot be read: it is 8x9 pixels, and its annotations are for 9x8" in capsys.readouterr().err
+
+
+def test_check_of_kinetics_names_videos_that_are_missing_cut_off_or_no_videos(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "kinetics"
+    rows = [f"jump,{name},0,10,train" for name in ("whole______", "cut________", "text_______", "gone_______")]
+    (root / "train").mkdir(parents=True)
+    (root / "train.csv").write_text("\n".join(["label,youtube_id,time_start,time_end,split", *rows]))
+    write_video(root / "train" / "whole______.mp4")
+    cut = write_video(root / "train" / "cut________.mkv", count=200)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (root / "train" / "text_______.mp4").write_text("no video")
+    assert run(["data", "check", str(root), "--format", "json"]) == 4
+    out, err = capsys.readouterr()
+    (part,) = json.loads(out)
+    assert (part["part"], part["kind"], part["videos"], part["missing"], part["unreadable"]) == (
+        "train",
+        "Kinetics",
+        3,
+        1,
+        2,
+    )
+    assert "`gone________000000_000010` is not there" in err
+    assert "`cut________.mkv` cannot be read: it is cut off" in err
+    assert "`text_______.mp4` cannot be read: it is no video" in err
+    assert "2 videos of" in err
