@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from nlprobe.checkpoints.answers import LIKE, Answers, refuse_open
+from nlprobe.checkpoints.cbam import AttentionModule
+from nlprobe.checkpoints.ccnet import CCNet
 from nlprobe.checkpoints.configurations import configuration
 from nlprobe.checkpoints.containers import Container, read_container
 from nlprobe.checkpoints.mapping import Mapped, mapped
@@ -22,7 +24,7 @@ from nlprobe.errors import CheckpointError
 from nlprobe.models import build, load_strictly
 from nlprobe.models.build import Config
 
-PROJECTS: tuple[Project, ...] = (MMSegmentation(), MMDetection(), MMAction(), SlowFast())
+PROJECTS: tuple[Project, ...] = (MMSegmentation(), MMDetection(), MMAction(), SlowFast(), CCNet(), AttentionModule())
 
 
 @dataclass(frozen=True)

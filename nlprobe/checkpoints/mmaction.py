@@ -13,7 +13,13 @@ from nlprobe.blocks import NonLocalConfig
 from nlprobe.checkpoints.answers import PIXELS, Answers, Question
 from nlprobe.checkpoints.configurations import first, pixels, text_of
 from nlprobe.checkpoints.mapping import Rename, Rules, by_rules
-from nlprobe.checkpoints.openmmlab import mode_of, mode_question, non_local_rules, residual_layers
+from nlprobe.checkpoints.openmmlab import (
+    mode_of,
+    mode_question,
+    non_local_rules,
+    residual_layers,
+    with_split_concatenation,
+)
 from nlprobe.checkpoints.project import Project, Weights
 from nlprobe.errors import CheckpointError
 from nlprobe.models.build import Config
@@ -105,6 +111,10 @@ class MMAction(Project):
             for rule, name in non_local_rules(r"backbone\.(layer\d\.\d+)\.non_local_block", "@.after_block")
         ]
         return by_rules([*rules, *_TRUNK])
+
+    def prepared(self, weights: Weights, config: Config, answers: Answers) -> Weights:
+        """Concatenation's weights for queries and for keys apart."""
+        return with_split_concatenation(weights)
 
     def first_convolution(self, config: Config) -> str:
         """In the stem."""

@@ -28,7 +28,14 @@ from nlprobe.blocks.settings import BlockConfig
 from nlprobe.checkpoints.answers import PIXELS, Answers, Question
 from nlprobe.checkpoints.configurations import first, pixels, sections, text_of
 from nlprobe.checkpoints.mapping import Rename, Rules, by_rules
-from nlprobe.checkpoints.openmmlab import context_rules, mode_of, mode_question, non_local_rules, residual_layers
+from nlprobe.checkpoints.openmmlab import (
+    context_rules,
+    mode_of,
+    mode_question,
+    non_local_rules,
+    residual_layers,
+    with_split_concatenation,
+)
 from nlprobe.checkpoints.project import Project, Weights
 from nlprobe.errors import CheckpointError, ConfigError
 from nlprobe.models.build import Config
@@ -141,9 +148,9 @@ class MMDetection(Project):
     def prepared(self, weights: Weights, config: Config, answers: Answers) -> Weights:
         """Background first, norms with the weight that they multiply by, and zeros for biases that their SNL lacks."""
         assert isinstance(config, DetectionConfig)
-        found = dict(weights)
+        found = dict(with_split_concatenation(weights))
         if _heads(weights) == "roi_head.":
-            found |= {name: _background_first(name, tensor, config) for name, tensor in weights.items()}
+            found |= {name: _background_first(name, tensor, config) for name, tensor in found.items()}
         if answers.choice("gamma", "plain", "absolute") == "absolute":
             norms = [name for name in weights if f"{name.removesuffix('weight')}running_var" in weights]
             found |= {name: weights[name].abs() + _NORM_EPSILON for name in norms if name.endswith("weight")}

@@ -23,7 +23,14 @@ from nlprobe.blocks.settings import BlockConfig
 from nlprobe.checkpoints.answers import PIXELS, Answers, Question
 from nlprobe.checkpoints.configurations import pixels, text_of
 from nlprobe.checkpoints.mapping import Rename, Rules, by_rules
-from nlprobe.checkpoints.openmmlab import context_rules, mode_of, mode_question, non_local_rules, residual_layers
+from nlprobe.checkpoints.openmmlab import (
+    context_rules,
+    mode_of,
+    mode_question,
+    non_local_rules,
+    residual_layers,
+    with_split_concatenation,
+)
 from nlprobe.checkpoints.project import Project, Weights
 from nlprobe.errors import CheckpointError, ConfigError
 from nlprobe.models.build import Config
@@ -146,6 +153,10 @@ class MMSegmentation(Project):
         """Trunk, head and auxiliary head."""
         assert isinstance(config, SegmentationConfig)
         return by_rules([*_TRUNK, *_AUXILIARY, *_head_rules(config)])
+
+    def prepared(self, weights: Weights, config: Config, answers: Answers) -> Weights:
+        """Concatenation's weights for queries and for keys apart."""
+        return with_split_concatenation(weights)
 
     def first_convolution(self, config: Config) -> str:
         """In the stem."""

@@ -64,9 +64,21 @@ def non_local_rules(theirs: str, ours: str) -> Rules:
     return [
         # a block with sub-sampled keys has a pool behind `g` and `phi`, and `.0` before their convolutions
         *((rf"{theirs}\.{part}\.(?:0\.)?conv\.(.*)", rf"{ours}.{name}.\1") for part, name in parts.items()),
+        (rf"{theirs}\.concat_project\.(query|key)", rf"{ours}.attention.weight_\1"),
         (rf"{theirs}\.conv_out\.conv\.(.*)", rf"{ours}.output.\1"),
         (rf"{theirs}\.conv_out\.bn\.(.*)", rf"{ours}.norm.\1"),
     ]
+
+
+def with_split_concatenation(weights: Weights) -> Weights:
+    """The weights with the one vector that mmcv lays on [θ(x_i), φ(x_j)] as two: `.query` and `.key`."""
+    mark = ".concat_project.conv.weight"
+    found = dict(weights)
+    for name in weights:
+        if name.endswith(mark):
+            block = name.removesuffix("conv.weight")
+            found[f"{block}query"], found[f"{block}key"] = found.pop(name).flatten().chunk(2)
+    return found
 
 
 def context_rules(theirs: str, ours: str) -> Rules:

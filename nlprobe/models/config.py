@@ -46,6 +46,8 @@ class ResNetConfig:
             with the stride), which the scene-parsing project's ResNets have, and with them CCNet and the paper's
             Cityscapes networks; or `narrow_deep`, the same of half as many channels (`width` / 2 twice, then `width`),
             which OpenMMLab's ResNetV1c and timm's `resnet50c` have.
+        ceil_pool: Whether the max-pool behind the stem rounds sizes up, as CCNet's does; a map of even size then has a
+            position more.
         output_stride: Pixels of the input for one position of c5: 32, or 16 or 8 with the stride of c5, or of c4 and
             c5, replaced by dilation (2 in c5; 2 in c4 and 4 in c5). The weights are those of stride 32.
         dilate_first: Whether the convolution that had the stride is dilated as the rest of its stage is. Without, it
@@ -67,6 +69,7 @@ class ResNetConfig:
     base_width: int = 64
     width: int = 64
     stem: str = "plain"
+    ceil_pool: bool = False
     output_stride: int = 32
     dilate_first: bool = False
     deformable: tuple[str, ...] = ()

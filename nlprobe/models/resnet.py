@@ -144,7 +144,7 @@ class ResNet(nn.Module):
             self.conv3 = _conv3x3(inner, inner * 2)
             self.bn3 = nn.BatchNorm2d(inner * 2)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=config.ceil_pool)
         self.layer1 = _stage(config, "c2")
         self.layer2 = _stage(config, "c3")
         self.layer3 = _stage(config, "c4")

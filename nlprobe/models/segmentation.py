@@ -17,6 +17,7 @@ from nlprobe.blocks import (
     PositionAttention,
     build_block,
 )
+from nlprobe.blocks.row_transform import SLOPE
 from nlprobe.models.resnet import ResNet
 from nlprobe.models.segmentation_config import SegmentationConfig
 
@@ -33,9 +34,9 @@ class FCNHead(nn.Module):
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
         c5, width = config.backbone.channels("c5"), config.channels
-        self.reduce = conv_norm_relu(c5, width)
-        self.smooth = conv_norm_relu(width, width)
-        self.fuse = conv_norm_relu(c5 + width, width) if config.concatenate else None
+        self.reduce = conv_norm_relu(c5, width, config.activation)
+        self.smooth = conv_norm_relu(width, width, config.activation)
+        self.fuse = conv_norm_relu(c5 + width, width, config.activation) if config.concatenate else None
         self.classifier = classifier(width, config)
         # last, so that heads which differ in it begin with the same convolutions
         self.context = None if config.context is None else build_block(config.context.block, width, 2, config.context)
@@ -60,8 +61,8 @@ class DualAttentionHead(nn.Module):
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
         c5, width = config.backbone.channels("c5"), config.channels
-        self.position_reduce, self.channel_reduce = (conv_norm_relu(c5, width) for _ in range(2))
-        self.position_smooth, self.channel_smooth = (conv_norm_relu(width, width) for _ in range(2))
+        self.position_reduce, self.channel_reduce = (conv_norm_relu(c5, width, config.activation) for _ in range(2))
+        self.position_smooth, self.channel_smooth = (conv_norm_relu(width, width, config.activation) for _ in range(2))
         self.classifier, self.position_classifier, self.channel_classifier = (
             classifier(width, config) for _ in range(3)
         )
@@ -88,7 +89,7 @@ class AsymmetricHead(nn.Module):
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
         c4, c5, width = config.backbone.channels("c4"), config.backbone.channels("c5"), config.channels
-        self.reduce = conv_norm_relu(c5, width)
+        self.reduce = conv_norm_relu(c5, width, config.activation)
         self.classifier = classifier(width, config)
         self.fusion = AsymmetricFusion(c5, AsymmetricFusionConfig(low_channels=c4))
         self.context = AsymmetricPyramid(width)
@@ -109,7 +110,7 @@ class PointWiseHead(nn.Module):
         super().__init__()
         assert isinstance(config.context, PointWiseConfig)
         c5 = config.backbone.channels("c5")
-        self.fuse = conv_norm_relu(2 * c5, config.channels)
+        self.fuse = conv_norm_relu(2 * c5, config.channels, config.activation)
         self.classifier = classifier(config.channels, config)
         self.context = PointWise(c5, config=config.context)
 
@@ -123,7 +124,8 @@ class AuxiliaryHead(nn.Sequential):
     """3x3 and classifier on c4, for a second loss in training."""
 
     def __init__(self, config: SegmentationConfig) -> None:
-        parts = [conv_norm_relu(config.backbone.channels("c4"), config.auxiliary), classifier(config.auxiliary, config)]
+        reduce = conv_norm_relu(config.backbone.channels("c4"), config.auxiliary, config.activation)
+        parts = [reduce, classifier(config.auxiliary, config)]
         super().__init__(OrderedDict(zip(("reduce", "classifier"), parts, strict=True)))
 
 
@@ -166,12 +168,12 @@ class SegmentationNetwork(nn.Module):
         return self.config.sites()
 
 
-def conv_norm_relu(channels_in: int, channels: int) -> nn.Sequential:
-    """A 3x3 convolution without bias, batch norm and ReLU."""
+def conv_norm_relu(channels_in: int, channels: int, activation: str = "relu") -> nn.Sequential:
+    """A 3x3 convolution without bias, batch norm and ReLU, or leaky ReLU."""
     parts = {
         "conv": nn.Conv2d(channels_in, channels, 3, padding=1, bias=False),
         "norm": nn.BatchNorm2d(channels),
-        "relu": nn.ReLU(inplace=True),
+        "relu": nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(SLOPE, inplace=True),
     }
     nn.init.kaiming_normal_(parts["conv"].weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
     return nn.Sequential(OrderedDict(parts))

@@ -11,6 +11,8 @@ from nlprobe.models.config import ResNetConfig, fitting_settings
 
 DILATED = ResNetConfig(stem="deep", output_stride=8, dilate_first=True, classes=0)
 
+ACTIVATIONS = ("relu", "leaky_relu")
+
 HEADS = ("fcn", "dual_attention", "asymmetric", "point_wise")
 
 
@@ -27,6 +29,8 @@ class SegmentationConfig:
             one without a fusion of its own.
         channels: Width of the head; 512 in the paper.
         concatenate: Whether the `fcn` head lays c5 beside its result before the last 3x3.
+        activation: Behind the norms of the heads' convolutions: `relu`, or `leaky_relu` with slope 0.01, which CCNet's
+            InPlaceABN applies.
         auxiliary: Channels of the auxiliary head on c4; 0 for none.
         dropout: Share of channels dropped before the classifier.
         classes: Number of classes.
@@ -42,6 +46,7 @@ class SegmentationConfig:
     context: BlockConfig | None = None
     channels: int = 512
     concatenate: bool = True
+    activation: str = "relu"
     auxiliary: int = 512
     dropout: float = 0.1
     classes: int = 19
@@ -50,6 +55,8 @@ class SegmentationConfig:
     def __post_init__(self) -> None:
         if self.head not in HEADS:
             raise unknown("head of a segmentation network", self.head, HEADS)
+        if self.activation not in ACTIVATIONS:
+            raise unknown("activation of a segmentation network", self.activation, ACTIVATIONS)
         if self.backbone.classes:
             raise ConfigError(
                 f"the backbone of a segmentation network has a classifier of {self.backbone.classes} classes",

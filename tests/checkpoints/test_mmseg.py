@@ -47,12 +47,12 @@ def test_every_head_computes_the_same_scores(head: str, aligned: bool, shape: tu
     assert expected.std() > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["gaussian", "dot_product", "embedded_gaussian"])
+@pytest.mark.parametrize("mode", ["gaussian", "dot_product", "embedded_gaussian", "concatenation"])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_every_instantiation_that_mmcv_has_is_the_same(mode: str, scaled: bool, tmp_path: Path) -> None:
     theirs = lively(Segmentor("NL", mode=mode, scale=scaled)).double()
     path = saved(tmp_path / "x.pth", theirs)
-    asked = {} if mode == "gaussian" else {"mode": mode}
+    asked = {} if mode in ("gaussian", "concatenation") else {"mode": mode}
     given = {"scale": "inv_sqrt" if scaled else "none", "align_corners": "false", **asked, **PIXELS}
     ours = read_foreign(path, given).model.double()
     with torch.no_grad():
