@@ -29,7 +29,7 @@ from nlprobe.data import open_dataset
 from nlprobe.emergence import EMERGENCE, rewind
 from nlprobe.errors import ConfigError
 from nlprobe.files import refuse_existing
-from nlprobe.models import entry
+from nlprobe.models import INFLATIONS, VideoConfig, entry
 from nlprobe.processes import ElsewhereError, Processes
 from nlprobe.results import versions
 from nlprobe.tables import Column, Table
@@ -42,7 +42,7 @@ from nlprobe.training.state import BEST, STATE, clear, differences, load_state, 
 # Parameters that a run remembers, beside those of one call such as --out and --format.
 _TAKEN_OVER = (
     *("model", "data", "val_data", "recipe_name", "epochs", "batch_size", "batch_per_process", "learning_rate"),
-    *("scale_lr", "amp", "accumulate", "pretrained", "pretrained_classifier", "overrides"),
+    *("scale_lr", "amp", "accumulate", "pretrained", "pretrained_classifier", "inflation", "overrides"),
     *("seed", "device", "workers", "save_every", "tensorboard", "probe_every", "probe_images"),
 )
 
@@ -77,6 +77,13 @@ _TAKEN_OVER = (
     "fetched if it is not there: the one use of the network.",
 )
 @click.option("--pretrained-classifier", is_flag=True, help="Take the last layer from them, too.")
+@click.option(
+    "--inflation",
+    type=click.Choice(INFLATIONS),
+    help="How a network for clips begins with weights of pictures: every kernel shared out over its frames (mean, as "
+    "other projects do, the default), or in its middle frame (centre, so that a video that stands still gives the "
+    "logits of the picture).",
+)
 @click.option(
     "--set",
     "overrides",
@@ -335,6 +342,11 @@ def _run(ctx: click.Context, processes: Processes) -> _Asked:
     settings, own_rate = _recipe(chosen.recipe, flags, processes)
     if flags["pretrained_classifier"] and not flags["pretrained"]:
         raise ConfigError("`--pretrained-classifier` needs weights to take it from", "give --pretrained")
+    if flags["inflation"] and not (flags["pretrained"] and isinstance(chosen.config, VideoConfig)):
+        raise ConfigError(
+            "`--inflation` is for networks for clips that begin with weights of pictures",
+            "leave it out" if flags["pretrained"] else "give --pretrained, or leave it out",
+        )
     training = open_dataset(flags["data"], "train")
     if flags["val_data"]:
         validation = open_dataset(flags["val_data"], "val")
@@ -349,7 +361,8 @@ def _run(ctx: click.Context, processes: Processes) -> _Asked:
     config = replace(chosen.config, classes=classes) if classes else chosen.config
     weights = found(flags["pretrained"], settings.preprocessing)
     begin = (weights.file, flags["pretrained_classifier"], weights.name)
-    asked = Run(chosen.name, config, settings, training, validation, flags["seed"], *begin)
+    inflation = flags["inflation"] or INFLATIONS[0]
+    asked = Run(chosen.name, config, settings, training, validation, flags["seed"], *begin, inflation)
     return _Asked(asked, own_rate, weights)
 
 

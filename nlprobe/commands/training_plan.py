@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from nlprobe.commands.config import FILE_NAME
+from nlprobe.models import VideoConfig
 from nlprobe.processes import Processes
 from nlprobe.training import Recipe
 from nlprobe.training.catalogue import CHOICES
@@ -84,7 +85,8 @@ def _optimiser(recipe: Recipe) -> str:
 
 def _pretrained(run: Run) -> str:
     name = f"{run.source} in " if run.source else ""
-    return f"{name}{run.pretrained}, {'with its classifier' if run.classifier else 'without its classifier'}"
+    clips = f", inflated: {run.inflation}" if isinstance(run.config, VideoConfig) else ""
+    return f"{name}{run.pretrained}, {'with its classifier' if run.classifier else 'without its classifier'}{clips}"
 
 
 def _frozen(recipe: Recipe) -> str:

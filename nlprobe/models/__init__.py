@@ -6,6 +6,7 @@ from nlprobe.models.costs import Costs, costs_of, count_costs, differing_cells
 from nlprobe.models.detection import DetectionNetwork
 from nlprobe.models.detection_config import DetectionConfig
 from nlprobe.models.detections import Detections
+from nlprobe.models.inflation import INFLATIONS, inflate
 from nlprobe.models.insertion import Insertion
 from nlprobe.models.loading import load_backbone, load_strictly
 from nlprobe.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -17,6 +18,7 @@ from nlprobe.models.zoo import ModelEntry, PaperRow, entry, names, paper_distanc
 
 __all__ = [
     "ARCHITECTURES",
+    "INFLATIONS",
     "BasicBlock",
     "Bottleneck",
     "Config",
@@ -42,6 +44,7 @@ __all__ = [
     "count_costs",
     "differing_cells",
     "entry",
+    "inflate",
     "load_backbone",
     "load_strictly",
     "names",

@@ -14,7 +14,7 @@ from nlprobe.data import Batches, ImageDataset, data_fingerprint
 from nlprobe.data.dataset import refuse_other_kind
 from nlprobe.data.loading import Report, Share
 from nlprobe.errors import ConfigError
-from nlprobe.models import Config, Network, build, load_backbone, trunk_of
+from nlprobe.models import Config, Network, VideoConfig, build, load_backbone, trunk_of
 from nlprobe.processes import ALONE, Processes
 from nlprobe.training.engine import Engine, Observer
 from nlprobe.training.recipes import Recipe, flatten
@@ -24,7 +24,8 @@ from nlprobe.training.tasks import TaskKind, task_kind
 _ORDER = ("recipe.batch_size", "data.images", "data.sha256")
 # The optimiser's memory is laid out by these.
 _LAYOUT = ("recipe.optimiser.kind", "recipe.optimiser.decay_norms", "recipe.optimiser.rules", "recipe.frozen")
-_FIXED = ("model", "seed", "pretrained.sha256", "pretrained.classifier", "recipe.batch_norm", *_LAYOUT)
+_BEGINNING = ("pretrained.sha256", "pretrained.classifier", "pretrained.inflation")
+_FIXED = ("model", "seed", *_BEGINNING, "recipe.batch_norm", *_LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Run:
             as the seed draws them.
         classifier: Take the last layer from that file as well.
         source: The name of those weights, if they were asked for by name.
+        inflation: How a network for clips begins with weights of pictures, `mean` or `centre`.
 
     Raises:
         DataError: the data sets are none that the recipe's task can be learnt from.
@@ -56,6 +58,7 @@ class Run:
     pretrained: Path | None = None
     classifier: bool = False
     source: str | None = None
+    inflation: str = "mean"
 
     def __post_init__(self) -> None:
         taker = f"the recipe `{self.recipe.name}`"
@@ -81,18 +84,19 @@ class Run:
         """
         model = build(self.config, seed=self.seed)
         if self.pretrained is not None:
-            load_backbone(trunk_of(model), self.pretrained, classifier=self.classifier)
+            load_backbone(trunk_of(model), self.pretrained, classifier=self.classifier, inflation=self.inflation)
         return model
 
     @cached_property
     def origin(self) -> dict[str, Any]:
-        """Name, file and fingerprint of the pretrained weights; all None without."""
+        """Name, file and fingerprint of the pretrained weights, and for clips how they are inflated; None without."""
         if self.pretrained is None:
             return {"source": None, "file": None, "sha256": None, "classifier": False}
         with self.pretrained.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         named = {"source": self.source, "file": self.pretrained.name}
-        return {**named, "sha256": digest, "classifier": self.classifier}
+        clips = {"inflation": self.inflation} if isinstance(self.config, VideoConfig) else {}
+        return {**named, "sha256": digest, "classifier": self.classifier, **clips}
 
     def settings(self) -> dict[str, Any]:
         """Everything the result follows from, with keys such as `recipe.optimiser.momentum`."""

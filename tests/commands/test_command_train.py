@@ -256,6 +256,14 @@ def test_a_run_from_pretrained_weights_goes_on_and_replays(data: Path, tmp_path:
     assert "give --pretrained" in capsys.readouterr().err
 
 
+def test_weights_are_inflated_for_networks_for_clips_alone(data: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "trunk.pth").touch()
+    assert train(data, tmp_path / "run", "--pretrained", str(tmp_path / "trunk.pth"), "--inflation", "centre") == 2
+    assert "`--inflation` is for networks for clips" in capsys.readouterr().err
+    assert train(data, tmp_path / "run", "--inflation", "centre") == 2
+    assert "give --pretrained, or leave it out" in capsys.readouterr().err
+
+
 def test_published_weights_come_from_the_cache_by_name(data: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no network")

@@ -15,7 +15,7 @@ from training_reference import CONFIG
 
 from nlprobe.checkpoints import fingerprint, initial_model, read_checkpoint
 from nlprobe.errors import CheckpointError, ConfigError, DataError
-from nlprobe.models import build
+from nlprobe.models import VideoConfig, build
 from nlprobe.training import Engine, Observer, keeping
 from nlprobe.training.keeping import Keeper
 from nlprobe.training.run import Run, refuse_incompatible
@@ -148,6 +148,20 @@ def test_the_classifier_comes_along_on_request_and_has_to_fit(make_run, tmp_path
     thousand = replace(two, pretrained=pretrained_file(tmp_path, 1000, ".pth"))
     with pytest.raises(CheckpointError, match=r"`fc\.weight` has the shape"):
         thousand.build()
+
+
+def test_a_network_for_clips_begins_with_inflated_weights_and_keeps_to_the_way(make_run, tmp_path: Path) -> None:
+    clips = VideoConfig(backbone=replace(CONFIG, classes=0), classes=2)
+    path = pretrained_file(tmp_path, 1000, ".safetensors")
+    mean = replace(make_run(), config=clips, pretrained=path)
+    centre = replace(mean, inflation="centre")
+    kernel = build(replace(CONFIG, classes=1000, insertions=()), seed=99).layer4[0].conv1.weight
+    torch.testing.assert_close(mean.build().layer4[0].conv1.weight, (kernel / 3).unsqueeze(2).repeat(1, 1, 3, 1, 1))
+    assert torch.equal(centre.build().layer4[0].conv1.weight[:, :, 1], kernel)
+    assert centre.metadata(VERSIONS)["pretrained"]["inflation"] == "centre"
+    assert "inflation" not in replace(make_run(), pretrained=path).origin
+    with pytest.raises(ConfigError, match=r"started with `pretrained\.inflation` mean, not centre"):
+        refuse_incompatible(differences(mean.settings(), centre.settings()), 0)
 
 
 @pytest.mark.parametrize(
