@@ -23,23 +23,24 @@ Other projects place and set their blocks otherwise:
 Of these Table 11 prints GloRe, from that paper, whose network is a lighter pre-activation one; here the units are in
 the Slow-only network, and the cost of the row is another network's.
 
-The twins are the same classes with a quarter of the width and fewer residual blocks, for clips of 8 frames of 64x64:
-two in c3 and three in c4, each with a block behind it. Their keys are not sub-sampled.
+The twins are the inflation of the miniature ImageNet network, for clips of 8 frames of 64x64, so that its weights are a
+beginning for them; it has two residual blocks in c3 and two in c4, each with a block behind it. Keys are not pooled.
 """
 
 from dataclasses import dataclass, field, replace
 
 from nlprobe.blocks import ContextConfig, GloReConfig, NonLocalConfig
 from nlprobe.blocks.settings import BlockConfig
-from nlprobe.models.config import ARCHITECTURES, ResNetConfig
+from nlprobe.models.config import ARCHITECTURES
 from nlprobe.models.insertion import Insertion
 from nlprobe.models.video_config import VideoConfig
+from nlprobe.models.zoo import imagenet
 from nlprobe.models.zoo.entry import ModelEntry
 from nlprobe.models.zoo.paper import paper_row
 
 SLOW_ONLY_50 = VideoConfig()
 SLOW_ONLY_101 = replace(SLOW_ONLY_50, backbone=replace(SLOW_ONLY_50.backbone, layers=ARCHITECTURES["resnet101"].layers))
-MINIATURE = VideoConfig(backbone=ResNetConfig(layers=(1, 2, 3, 1), block="basic", width=16, classes=0), classes=10)
+MINIATURE = VideoConfig(backbone=replace(imagenet.MINIATURE, classes=0), classes=10)
 
 NON_LOCAL = NonLocalConfig(sub_sample="pool_then_project")
 OF_MMACTION2 = replace(NON_LOCAL, scale="inv_sqrt", sub_sample="project_then_pool")
@@ -51,7 +52,7 @@ Sites = dict[str, tuple[int, ...]]
 PAPER: Sites = {"c3": (1, 3), "c4": (1, 3, 5)}
 EVEN = {"c3": (0, 2), "c4": (0, 2, 4)}
 DEEP = {"c3": (1, 3), "c4": (6, 13, 20)}
-TWIN = {"c3": (0, 1), "c4": (0, 1, 2)}
+TWIN = {"c3": (0, 1), "c4": (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -85,33 +86,33 @@ _VARIANTS = (
     _Variant("", "the plain network", (("1", "baseline"), ("11", "Slow-only"), ("10", "baseline"))),
     _Variant(
         "-nl",
-        "five embedded Gaussian non-local blocks",
+        "embedded Gaussian non-local blocks",
         (("11", "NLNet"), ("10", "+5 NL"), ("1", "E-Gaussian"), ("3", "E-Gaussian")),
         NON_LOCAL,
         remark="the printed FLOPs are 0.47 G below what the rule behind the other rows gives",
     ),
     _Variant(
         "-nl-gaussian",
-        "five Gaussian non-local blocks",
+        "Gaussian non-local blocks",
         (("1", "Gaussian"), ("3", "Gaussian")),
         replace(NON_LOCAL, instantiation="gaussian"),
     ),
     _Variant(
         "-nl-dot",
-        "five dot-product non-local blocks",
+        "dot-product non-local blocks",
         (("1", "Dot product"),),
         replace(NON_LOCAL, instantiation="dot_product"),
     ),
     _Variant(
         "-nl-concat",
-        "five concatenation non-local blocks",
+        "concatenation non-local blocks",
         (("1", "Concat"),),
         replace(NON_LOCAL, instantiation="concat"),
     ),
     _Variant("-nl-c3", "embedded Gaussian non-local blocks in c3 alone", (("2", "c3"),), NON_LOCAL, ("c3",)),
     _Variant("-nl-c4", "embedded Gaussian non-local blocks in c4 alone", (("2", "c4"),), NON_LOCAL, ("c4",)),
-    _Variant("-snl", "five simplified non-local blocks", (("10", "+5 SNL"),), ContextConfig.snl()),
-    _Variant("-gc", "five GC blocks, ratio 4", (("10", "+5 GC"),), GC),
+    _Variant("-snl", "simplified non-local blocks", (("10", "+5 SNL"),), ContextConfig.snl()),
+    _Variant("-gc", "GC blocks, ratio 4", (("10", "+5 GC"),), GC),
     _Variant(
         "-gc-all",
         "GC block in every residual block of c3, c4, c5, ratio 4",
@@ -122,7 +123,7 @@ _VARIANTS = (
     ),
     _Variant(
         "-glore",
-        "five GloRe units",
+        "GloRe units",
         (("11", "GloRe"),),
         GloReConfig(),
         behind=EVEN,
@@ -158,12 +159,12 @@ def _of_others() -> tuple[ModelEntry, ...]:
     return (
         _full_size(
             mmaction2.suffix,
-            "five embedded Gaussian non-local blocks as mmaction2 has them",
+            "embedded Gaussian non-local blocks as mmaction2 has them",
             SLOW_ONLY_50.with_insertions(mmaction2.insertions(EVEN)),
         ),
         _full_size("", "the plain network", SLOW_ONLY_101, 101),
         _full_size(
-            "-nl", "five embedded Gaussian non-local blocks", SLOW_ONLY_101.with_insertions(nl.insertions(DEEP)), 101
+            "-nl", "embedded Gaussian non-local blocks", SLOW_ONLY_101.with_insertions(nl.insertions(DEEP)), 101
         ),
     )
 
