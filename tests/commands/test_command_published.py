@@ -14,7 +14,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "checkpoints"))
 
 from lively import lively
+from mmaction_twin import Recogniser
 from mmseg_twin import Segmentor
+from videos_on_disk import write_video
 
 from nlprobe.checkpoints.registry import Entry, entries
 from nlprobe.cli import run
@@ -114,6 +116,25 @@ def test_a_file_of_timm_is_opened_by_timm(
     assert "timm's data configuration, input 256x256" in err
     assert len(out.splitlines()) == 1 + 8  # a context in every residual block
     assert "score it with that library" in called(capsys, "eval", "--ckpt", path, "--data", tmp_path, code=2)[1]
+
+
+def test_networks_for_clips_measure_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, videos = tmp_path / "epoch_150.pth", tmp_path / "videos"
+    torch.save({"meta": {}, "state_dict": lively(Recogniser("slowonly")).state_dict()}, path)
+    videos.mkdir()
+    write_video(videos / "a.mp4", count=9)
+    like = "mmaction2/slowonly_nl_embedded_gaussian_r50_4x16x1_150e_kinetics400_rgb"
+    chosen = [text for one in (f"like={like}", "resize=32", "crop=32", "interval=2") for text in ("--set", one)]
+    out, err = called(capsys, "stats", "--ckpt", path, *chosen, "--data", videos, "--device", "cpu", "--format", "json")
+    assert "4 frames, stride 2; shorter side 32" in err
+    held = json.loads(out)
+    sites = ["layer2.0", "layer2.2", "layer3.0", "layer3.2", "layer3.4"]
+    assert [site["site"] for site in held["sites"]] == [f"{site}:after_block" for site in sites]
+    assert all(set(site["quantities"]) >= {"input", "key", "query", "prod", "att", "output"} for site in held["sites"])
+    assert {entry["status"] for entry in held["audit"]} == {"passed"}
+    assert (
+        "scores no networks for video" in called(capsys, "eval", "--ckpt", path, *chosen, "--data", videos, code=2)[1]
+    )
 
 
 def test_answers_that_nobody_asks_for_are_refused(
