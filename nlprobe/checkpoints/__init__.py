@@ -3,13 +3,12 @@
 from nlprobe.checkpoints.about import About, about
 from nlprobe.checkpoints.answers import parse_answers
 from nlprobe.checkpoints.containers import Container, read_container
-from nlprobe.checkpoints.foreign import Foreign, is_foreign, project_of, read_foreign
+from nlprobe.checkpoints.foreign import Foreign, is_foreign, load, project_of, read_foreign
 from nlprobe.checkpoints.native import (
     Checkpoint,
     checkpoint_file,
     fingerprint,
     initial_model,
-    load,
     read_checkpoint,
     save_checkpoint,
 )

@@ -16,7 +16,7 @@ from nlprobe.checkpoints.mapping import Mapped, mapped
 from nlprobe.checkpoints.mmaction import MMAction
 from nlprobe.checkpoints.mmdet import MMDetection
 from nlprobe.checkpoints.mmseg import MMSegmentation
-from nlprobe.checkpoints.native import FORMAT, Checkpoint
+from nlprobe.checkpoints.native import FORMAT, Checkpoint, checkpoint_file, read_checkpoint
 from nlprobe.checkpoints.project import Project, Weights
 from nlprobe.checkpoints.registry import Entry, entry_of, published
 from nlprobe.checkpoints.slowfast import SlowFast
@@ -62,10 +62,36 @@ class Foreign(Checkpoint):
         return build(self.config, seed=seed).eval()
 
 
+def load(
+    path: Path | str, device: torch.device | str = "cpu", settings: Mapping[str, str] | None = None
+) -> torch.nn.Module:
+    """The network of a checkpoint, of nlprobe's own or of another project, in evaluation mode.
+
+    Args:
+        path: The file, or a run's folder.
+        device: Where the network goes.
+        settings: What the weights of another project do not tell, in the words of `--set`: `{"scale": "inv_sqrt"}`, or
+            `{"like": "NAME"}` for all of a published checkpoint.
+
+    Raises:
+        CheckpointError: as `read_checkpoint` and `read_foreign`.
+        ConfigError: a question is open, or an answer is not understood.
+    """
+    file = checkpoint_file(path)
+    return read_foreign(file, settings, device).model if is_foreign(file) else read_checkpoint(file, device).model
+
+
 def is_foreign(path: Path) -> bool:
-    """Whether a file is no checkpoint of nlprobe's own: not safetensors, or without our header."""
-    with path.open("rb") as file:
-        start = file.read(1 << 20)
+    """Whether a file is no checkpoint of nlprobe's own: not safetensors, or without our header.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(1 << 20)
+    except OSError as error:
+        raise CheckpointError(f"`{path}` cannot be read: {error.strerror or error}", "check its permissions") from error
     return start[8:9] != b"{" or f'"{FORMAT}":'.encode() not in start
 
 

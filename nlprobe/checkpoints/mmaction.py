@@ -1,13 +1,19 @@
-"""Checkpoints of mmaction2 0.x and 1.x: Slow-only and I3D networks with non-local blocks.
+"""Checkpoints of mmaction2 0.x and 1.x: Slow-only, I3D and temporal shift networks with non-local blocks.
 
 A convolution and its norm are one module there: `layer1.0.conv1.conv`, `layer1.0.conv1.bn`. The non-local blocks stand
 behind the ReLU of their residual blocks, have a norm behind W_z and keys that are pooled after their projection, which
 the names tell (`phi.0`). Lengths of kernels are in the shapes, and with them which of the two networks it is: I3D's
 stem spans five frames. It strides by two frames in stem and pool, and pools pairs of frames behind c2.
+
+Temporal shift networks (TSM) have kernels of pictures, `net` between a shifted convolution's name and its weight, and
+`block` between a residual block that is followed by a non-local one and its parts. Their consensus, the mean of the
+frames' logits, is the logits of the mean.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from nlprobe.blocks import NonLocalConfig
 from nlprobe.checkpoints.answers import PIXELS, Answers, Question
@@ -36,6 +42,11 @@ CLIP = (
 _SCALE = Question("scale", "none|inv_sqrt", "factor of the logits: `use_scale` false or true")
 
 
+_SHIFT = Question(
+    "shift", "NUMBER", "`shift_div`: one of so many channels is the next frame's; 8 in every configuration"
+)
+
+
 class MMAction(Project):
     """mmaction2."""
 
@@ -50,7 +61,7 @@ class MMAction(Project):
     def describe(self, weights: Weights) -> str:
         """Kind of network, depth, blocks and classes."""
         stem = weights["backbone.conv1.conv.weight"]
-        kind = "a network of pictures" if stem.dim() == 4 else "I3D" if stem.shape[2] > 1 else "Slow-only"
+        kind = "a temporal shift network" if stem.dim() == 4 else "I3D" if stem.shape[2] > 1 else "Slow-only"
         blocks = len(_blocks(weights))
         return (
             f"mmaction2: {kind} of {sum(residual_layers(weights, 'backbone.'))} residual blocks with {blocks} "
@@ -61,7 +72,8 @@ class MMAction(Project):
         """Those of the blocks, of pictures and of clips."""
         blocks = _blocks(weights)
         first = (*mode_question(weights, f"backbone.{blocks[0]}.non_local_block."), _SCALE) if blocks else ()
-        return (*first, *PIXELS, *CLIP)
+        shift = (_SHIFT,) if _is_shifted(weights) else ()
+        return (*first, *shift, *PIXELS, *CLIP)
 
     def configured(self, settings: Mapping[str, Any], weights: Weights) -> dict[str, str]:
         """Those of the blocks, of pictures and of clips."""
@@ -72,6 +84,8 @@ class MMAction(Project):
         if isinstance(block, Mapping):
             found["mode"] = text_of(block.get("mode", "embedded_gaussian"))
             found["scale"] = "inv_sqrt" if block.get("use_scale", True) else "none"
+        if "shift" in asked:
+            found["shift"] = text_of(first(model, "shift_div") or 8)
         for theirs, ours in (("clip_len", "frames"), ("frame_interval", "interval")):
             if (value := first(settings.get("test_pipeline"), theirs)) is not None:
                 found[ours] = text_of(value)
@@ -82,26 +96,33 @@ class MMAction(Project):
     def config(self, weights: Weights, answers: Answers) -> VideoConfig:
         """The network for clips."""
         stem = weights["backbone.conv1.conv.weight"]
-        if stem.dim() == 4:
-            raise CheckpointError(
-                f"{answers.source} is a temporal shift network, and no network of nlprobe is", "it cannot be built"
-            )
         layers = residual_layers(weights, "backbone.")
-        if "backbone.layer1.0.conv3.conv.weight" not in weights:
+        if not any(name.startswith("backbone.layer1.0.conv3.") for name in weights):
             raise CheckpointError(f"{answers.source} has basic blocks", "networks of bottlenecks are read")
+        trunk = ResNetConfig(layers=layers, width=len(stem), classes=0, insertions=_insertions(weights, answers))
+        classes = len(weights["cls_head.fc_cls.weight"])
+        if stem.dim() == 4:
+            moved = sum(name.endswith(".conv1.conv.net.weight") for name in weights)
+            if moved not in (0, sum(layers)):
+                raise CheckpointError(
+                    f"{answers.source} shifts in {moved} of its {sum(layers)} residual blocks",
+                    "networks that shift in all of them are read",
+                )
+            shift = answers.integer("shift", 2) if moved else 0
+            return VideoConfig(backbone=trunk, temporal=(1,) * 5, shift=shift, classes=classes)
         kernels = tuple(
             tuple(weights[f"backbone.{layer}.{index}.conv1.conv.weight"].shape[2] for index in range(count))
             for layer, count in zip(LAYERS.values(), layers, strict=True)
         )
         inflated = stem.shape[2] > 1
         return VideoConfig(
-            backbone=ResNetConfig(layers=layers, width=len(stem), classes=0, insertions=_insertions(weights, answers)),
+            backbone=trunk,
             temporal=(stem.shape[2], *(max(stage) for stage in kernels)),
             kernels=() if all(len(set(stage)) == 1 for stage in kernels) else kernels,
             stem_stride=2 if inflated else 1,
             pool_stride=2 if inflated else 1,
             halve=inflated,
-            classes=len(weights["cls_head.fc_cls.weight"]),
+            classes=classes,
         )
 
     def rename(self, config: Config) -> Rename:
@@ -113,23 +134,37 @@ class MMAction(Project):
         return by_rules([*rules, *_TRUNK])
 
     def prepared(self, weights: Weights, config: Config, answers: Answers) -> Weights:
-        """Concatenation's weights for queries and for keys apart."""
-        return with_split_concatenation(weights)
+        """Concatenation's weights for queries and for keys apart, and kernels of pictures as ones of one frame."""
+        found = with_split_concatenation(weights)
+        return {
+            name: tensor.unsqueeze(2) if _is_of_pictures(name, tensor) else tensor for name, tensor in found.items()
+        }
 
     def first_convolution(self, config: Config) -> str:
         """In the stem."""
         return "conv1.weight"
 
 
+_PART = r"backbone\.(layer\d\.\d+)\.(?:block\.)?"
+
 _TRUNK: Rules = [
     (r"backbone\.conv1\.conv\.(.*)", r"conv1.\1"),
     (r"backbone\.conv1\.bn\.(.*)", r"bn1.\1"),
-    (r"backbone\.(layer\d\.\d+)\.conv(\d)\.conv\.(.*)", r"\1.conv\2.\3"),
-    (r"backbone\.(layer\d\.\d+)\.conv(\d)\.bn\.(.*)", r"\1.bn\2.\3"),
-    (r"backbone\.(layer\d\.\d+)\.downsample\.conv\.(.*)", r"\1.downsample.0.\2"),
-    (r"backbone\.(layer\d\.\d+)\.downsample\.bn\.(.*)", r"\1.downsample.1.\2"),
+    (_PART + r"conv(\d)\.conv\.(?:net\.)?(.*)", r"\1.conv\2.\3"),
+    (_PART + r"conv(\d)\.bn\.(.*)", r"\1.bn\2.\3"),
+    (_PART + r"downsample\.conv\.(.*)", r"\1.downsample.0.\2"),
+    (_PART + r"downsample\.bn\.(.*)", r"\1.downsample.1.\2"),
     (r"cls_head\.fc_cls\.(.*)", r"fc.\1"),
 ]
+
+
+def _is_shifted(weights: Weights) -> bool:
+    return any(name.endswith(".conv1.conv.net.weight") for name in weights)
+
+
+def _is_of_pictures(name: str, tensor: Tensor) -> bool:
+    """A kernel of two dimensions outside of the non-local blocks, whose own are of three."""
+    return tensor.dim() == 4 and ".non_local_block." not in name
 
 
 def _blocks(weights: Weights) -> list[str]:

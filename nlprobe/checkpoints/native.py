@@ -96,15 +96,6 @@ def read_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> Che
     return Checkpoint(model.to(device).eval(), metadata, path)
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> nn.Module:
-    """The network of a checkpoint, in evaluation mode; see `read_checkpoint` for what is also in the file.
-
-    Raises:
-        CheckpointError: as `read_checkpoint`.
-    """
-    return read_checkpoint(path, device).model
-
-
 def checkpoint_file(path: Path | str) -> Path:
     """The file that `path` means: itself, or the best, else the last, checkpoint of a run's folder.
 

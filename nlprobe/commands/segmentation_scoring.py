@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nlprobe.checkpoints import Foreign
 from nlprobe.commands.scoring import Effect, Scoring, refuse_other_classes
 from nlprobe.commands.sources import Labelled
 from nlprobe.data import Batch, ImageDataset, Joint, LabelMapDataset, whole
@@ -71,7 +70,7 @@ class SegmentationScoring(Scoring):
     def inference_of(self, one: Labelled) -> Inference:
         """What the checkpoint's recipe or the registry says, with what was asked for."""
         metadata = one.checkpoint.metadata
-        if isinstance(one.checkpoint, Foreign):
+        if "recipe" not in metadata:  # a network of another project, or what was made of one
             published = Inference(**metadata.get("inference", {}))
         else:
             trained = recipe_from_dict(metadata["recipe"])

@@ -13,6 +13,7 @@ from nlprobe.commands.config import settings, write_settings
 from nlprobe.commands.inputs import describe_data
 from nlprobe.commands.options import (
     Chosen,
+    answers_option,
     config_option,
     device_option,
     force_option,
@@ -38,7 +39,7 @@ from nlprobe.results import versions as package_versions
 
 CALIBRATION = 256
 
-KEPT = ("recipe", "preprocessing", "classes", "data", "versions", "seed")
+KEPT = ("recipe", "inference", "preprocessing", "classes", "data", "versions", "seed")
 """What the new checkpoint says as the old one does."""
 
 
@@ -46,6 +47,7 @@ KEPT = ("recipe", "preprocessing", "classes", "data", "versions", "seed")
 @click.option(
     "--ckpt", "checkpoint", required=True, type=click.Path(path_type=Path), help="A checkpoint or run's folder."
 )
+@answers_option
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The data set's root.")
 @click.option(
     "--tolerance",
@@ -89,6 +91,7 @@ KEPT = ("recipe", "preprocessing", "classes", "data", "versions", "seed")
 def command(
     ctx: click.Context,
     checkpoint: Path,
+    answers: tuple[str, ...],
     data: Path,
     tolerance: float,
     sites: tuple[str, ...],
@@ -123,7 +126,7 @@ def command(
     place = resolve_device(device)
     if out is not None:
         refuse_existing(out, force=force)
-    (one,) = read_networks(Chosen(checkpoints=(checkpoint,)))
+    (one,) = read_networks(Chosen(checkpoints=(checkpoint,), answers=answers))
     scoring = _scoring(one)
     assert one.checkpoint is not None
     labelled = Labelled(one.label, one.checkpoint)

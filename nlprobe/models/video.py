@@ -22,6 +22,7 @@ class VideoBasicBlock(ResidualBlock):
 
     def __init__(self, channels_in: int, planes: int, stride: int, frames: int, config: VideoConfig) -> None:
         super().__init__()
+        self.shift = config.shift
         self.conv1 = _conv(channels_in, planes, frames, 3, stride)
         self.bn1 = nn.BatchNorm3d(planes)
         self.conv2 = _conv(planes, planes, 1, 3)
@@ -29,7 +30,7 @@ class VideoBasicBlock(ResidualBlock):
 
     def branch(self, x: Tensor) -> Tensor:
         """conv1, norm, ReLU, conv2, norm."""
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(shifted(x, self.shift))))))
 
     @property
     def last_norm(self) -> nn.BatchNorm3d:
@@ -47,6 +48,7 @@ class VideoBottleneck(ResidualBlock):
 
     def __init__(self, channels_in: int, planes: int, stride: int, frames: int, config: VideoConfig) -> None:
         super().__init__()
+        self.shift = config.shift
         groups = config.backbone.groups
         inner = int(planes * config.backbone.base_width / 64) * groups
         self.conv1 = _conv(channels_in, inner, frames, 1)
@@ -58,7 +60,7 @@ class VideoBottleneck(ResidualBlock):
 
     def branch(self, x: Tensor) -> Tensor:
         """conv1, norm, ReLU, conv2, norm, ReLU, conv3, norm."""
-        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn1(self.conv1(shifted(x, self.shift))))
         out = self.relu(self.bn2(self.conv2(out)))
         return self.bn3(self.conv3(out))
 
@@ -66,6 +68,20 @@ class VideoBottleneck(ResidualBlock):
     def last_norm(self) -> nn.BatchNorm3d:
         """`bn3`."""
         return self.bn3
+
+
+def shifted(x: Float[Tensor, "b c t h w"], parts: int) -> Float[Tensor, "b c t h w"]:
+    """The first 1 / parts of the channels taken from the next frame, as many from the one before, zeros at the ends.
+
+    With `parts` 0 it is x itself.
+    """
+    if not parts:
+        return x
+    fold = x.shape[1] // parts
+    moved = x.clone()
+    moved[:, :fold, :-1], moved[:, :fold, -1] = x[:, :fold, 1:], 0
+    moved[:, fold : 2 * fold, 1:], moved[:, fold : 2 * fold, 0] = x[:, fold : 2 * fold, :-1], 0
+    return moved
 
 
 class VideoResNet(nn.Module):

@@ -29,6 +29,8 @@ class VideoConfig:
         pool_stride: Frames from one position of the max-pool behind the stem to the next.
         pool_frames: Frames that it takes the maximum of.
         halve: Whether a max-pool of two frames stands behind c2, as in I3D.
+        shift: The share of channels, 1 / shift, that the first convolution of every residual block sees of the next
+            frame, and as many of the frame before, in place of its own (temporal shift networks); 0 for none.
         pad_pool: Whether the max-pool behind the stem pads its map by one position in space; the code of "Non-local
             Neural Networks" does not.
         dropout: Share of the pooled features dropped before the classifier.
@@ -45,6 +47,7 @@ class VideoConfig:
     pool_stride: int = 1
     pool_frames: int = 1
     halve: bool = False
+    shift: int = 0
     pad_pool: bool = True
     dropout: float = 0.5
     classes: int = 400
@@ -74,6 +77,8 @@ class VideoConfig:
             )
         if any(type(frames) is not int or frames < 1 or frames % 2 == 0 for stage in self.kernels for frames in stage):
             raise ConfigError(f"`kernels` of a video network is {self.kernels}", "give odd numbers of frames")
+        if self.shift < 0 or self.shift == 1:
+            raise ConfigError(f"`shift` of a video network is {self.shift}", "use 2 or more, such as 8, or 0 for none")
         numbers = (self.stem_stride, self.pool_stride, self.pool_frames)
         if min(numbers) < 1:
             raise ConfigError(f"`stem_stride`, `pool_stride` and `pool_frames` are {numbers}", "use 1 or more")

@@ -96,3 +96,80 @@ class Recogniser(nn.Module):
 def clips(frames: int, side: int = 48) -> Tensor:
     """Two clips of noise."""
     return torch.randn(2, 3, frames, side, side, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+class Shift(nn.Module):
+    """`TemporalShift` around a convolution of pictures, T of them to a clip."""
+
+    def __init__(self, net: nn.Module, frames: int, parts: int) -> None:
+        super().__init__()
+        self.net = net
+        self.frames, self.parts = frames, parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        clips = x.unflatten(0, (-1, self.frames))  # (b, t, c, h, w)
+        fold = clips.shape[2] // self.parts
+        zeros = torch.zeros_like(clips[:, :1])
+        later, earlier = torch.cat([clips[:, 1:], zeros], 1), torch.cat([zeros, clips[:, :-1]], 1)
+        moved = torch.cat([later[:, :, :fold], earlier[:, :, fold : 2 * fold], clips[:, :, 2 * fold :]], 2)
+        return self.net(moved.flatten(0, 1))
+
+
+class PictureBottleneck(nn.Module):
+    def __init__(self, channels: int, planes: int, stride: int, first: bool, frames: int) -> None:
+        super().__init__()
+        norm = {"norm_cfg": {"type": "BN"}}
+        self.conv1 = ConvModule(channels, planes, 1, **norm)
+        self.conv1.conv = Shift(self.conv1.conv, frames, 8)
+        self.conv2 = ConvModule(planes, planes, 3, stride, 1, **norm)
+        self.conv3 = ConvModule(planes, planes * 4, 1, act_cfg=None, **norm)
+        if first:
+            self.downsample = ConvModule(channels, planes * 4, 1, stride, act_cfg=None, **norm)
+        self.first = first
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv3(self.conv2(self.conv1(x)))
+        return F.relu(y + (self.downsample(x) if self.first else x))
+
+
+class Wrapped(nn.Module):
+    """`NL3DWrapper`."""
+
+    def __init__(self, block: nn.Module, channels: int, frames: int, settings: dict[str, object]) -> None:
+        super().__init__()
+        self.block = block
+        self.non_local_block = NonLocal3d(channels, sub_sample=True, norm_cfg={"type": "BN3d"}, **settings)  # type: ignore[arg-type]
+        self.frames = frames
+
+    def forward(self, x: Tensor) -> Tensor:
+        clips = self.block(x).unflatten(0, (-1, self.frames)).transpose(1, 2).contiguous()
+        return self.non_local_block(clips).transpose(1, 2).flatten(0, 1)
+
+
+class ShiftRecogniser(nn.Module):
+    """`Recognizer2D` with `ResNetTSM` and `TSMHead`."""
+
+    def __init__(self, mode: str = "embedded_gaussian", width: int = 8, classes: int = 5, frames: int = 8) -> None:
+        super().__init__()
+        self.frames = frames
+        self.backbone = nn.Module()
+        self.backbone.conv1 = ConvModule(3, width, 7, 2, 3, norm_cfg={"type": "BN"})
+        channels = width
+        for stage, attending in enumerate(SLOW_ONLY_SITES):
+            blocks: list[nn.Module] = []
+            for index, attends in enumerate(attending):
+                planes, step = width * 2**stage, 2 if stage and not index else 1
+                block: nn.Module = PictureBottleneck(channels, planes, step, not index, frames)
+                channels = planes * 4
+                settings: dict[str, object] = {"mode": mode, "use_scale": False}
+                blocks.append(Wrapped(block, channels, frames, settings) if attends else block)
+            self.backbone.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.cls_head = nn.Module()
+        self.cls_head.fc_cls = nn.Linear(channels, classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = clips.transpose(1, 2).flatten(0, 1)
+        x = F.max_pool2d(self.backbone.conv1(x), 3, 2, 1)
+        for stage in range(1, 5):
+            x = self.backbone.get_submodule(f"layer{stage}")(x)
+        return self.cls_head.fc_cls(x.mean((2, 3))).unflatten(0, (-1, self.frames)).mean(1)

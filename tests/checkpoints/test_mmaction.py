@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from lively import lively
-from mmaction_twin import Recogniser, clips
+from mmaction_twin import Recogniser, ShiftRecogniser, clips
 
 from nlprobe.checkpoints.foreign import read_foreign
 from nlprobe.errors import CheckpointError, ConfigError
@@ -56,7 +56,23 @@ def test_what_is_open_is_asked_and_other_networks_are_refused(tmp_path: Path) ->
     ) as error:
         read_foreign(path)
     assert all(f"`{name}=" in error.value.cause for name in ("mode", "scale", "frames", "interval", "mean"))
-    state = {name: tensor[:, :, 0] if tensor.dim() == 5 else tensor for name, tensor in theirs.state_dict().items()}
-    torch.save({"state_dict": state}, path)
-    with pytest.raises(CheckpointError, match="is a temporal shift network"):
-        read_foreign(path, {**CLIP, "mode": "dot_product", "scale": "none"})
+    network = lively(ShiftRecogniser())
+    network.backbone.layer1[1].conv1.conv = network.backbone.layer1[1].conv1.conv.net
+    path = saved(path, network)
+    with pytest.raises(CheckpointError, match="shifts in 15 of its 16 residual blocks"):
+        read_foreign(path, {**CLIP, "mode": "dot_product", "scale": "none", "shift": "8"})
+
+
+@pytest.mark.parametrize("mode", ["embedded_gaussian", "gaussian", "dot_product"])
+def test_temporal_shift_networks_give_the_same_logits(mode: str, tmp_path: Path) -> None:
+    theirs = lively(ShiftRecogniser(mode)).double()
+    asked = {} if mode == "gaussian" else {"mode": mode}
+    path = saved(tmp_path / "x.pth", theirs)
+    found = read_foreign(path, {**CLIP, **asked, "scale": "none", "shift": "8"})
+    wrong = read_foreign(path, {**CLIP, **asked, "scale": "none", "shift": "4"})
+    with torch.no_grad():
+        expected = theirs(clips(8))
+        assert expected.std() > 1e-3
+        torch.testing.assert_close(found.model.double()(clips(8)), expected, rtol=1e-9, atol=1e-9)
+        assert not torch.allclose(wrong.model.double()(clips(8)), expected, rtol=1e-5, atol=1e-5)
+    assert found.model.sites()[0] == "layer2.0:after_block"

@@ -9,6 +9,7 @@ from lively import lively
 from mmseg_twin import HEADS, Segmentor
 from torch import Tensor
 
+import nlprobe
 from nlprobe.checkpoints.foreign import Foreign, read_foreign
 from nlprobe.errors import CheckpointError, ConfigError
 
@@ -105,6 +106,14 @@ def test_open_questions_are_asked_and_like_answers_them(tmp_path: Path) -> None:
         read_foreign(path, {**like, "recurrence": "2"})
     with pytest.raises(ConfigError, match="did you mean `inv_sqrt`"):
         read(path, "DNL", scale="inv_sqr")
+
+
+def test_load_takes_other_projects_files_too(tmp_path: Path) -> None:
+    theirs = lively(Segmentor("GC")).double()
+    path = saved(tmp_path / "x.pth", theirs)
+    ours = nlprobe.load(path, settings={"like": "gcnet_r50-d8_512x1024_40k_cityscapes"}).double()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images(48, 48)), theirs(images(48, 48)), rtol=1e-9, atol=1e-9)
 
 
 def test_weights_that_are_missing_or_left_over_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from mmaction_twin import Recogniser
+from mmaction_twin import Recogniser, ShiftRecogniser
 from mmdet_twin import Detector
 from mmseg_twin import Segmentor
 from slowfast_twin import C2D, I3D, SLOW, shapes
@@ -98,6 +98,10 @@ def video_weights(project: str, name: str, block: str) -> dict[str, Tensor]:
         kernels = {"c2d": C2D, "i3d": I3D, "slow": SLOW}[re.match("c2d|i3d|slow", name.lower())[0]]  # type: ignore[index]
         return {blob: torch.zeros(()).expand(shape) for blob, shape in shapes(kernels, 64, 400, block == "NL").items()}
     mode = {"NL": "embedded_gaussian", "NL Gaussian": "gaussian", "NL dot product": "dot_product"}[block]
+    if name.startswith("tsm"):
+        with undrawn():
+            shifting = ShiftRecogniser(mode, 64, 400)
+        return weightless(shifting)
     with undrawn():
         network = Recogniser("i3d" if name.startswith("i3d") else "slowonly", mode, width=64, classes=400)
     return weightless(network)
