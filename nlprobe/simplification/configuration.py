@@ -8,6 +8,7 @@ from nlprobe.blocks.settings import BlockConfig
 from nlprobe.errors import ConfigError
 from nlprobe.models.config import LAYERS, ResNetConfig
 from nlprobe.models.insertion import STAGES, Insertion
+from nlprobe.models.video_config import VideoConfig
 
 
 def with_blocks(config: Any, blocks: Mapping[str, BlockConfig]) -> Any:
@@ -25,9 +26,10 @@ def with_blocks(config: Any, blocks: Mapping[str, BlockConfig]) -> Any:
         raise ConfigError(f"the network has no site `{unknown[0]}`", f"its sites are {', '.join(config.sites())}")
     if not hasattr(config, "backbone"):
         return replace(config, insertions=_insertions(config, blocks))
-    inner = {site.removeprefix("backbone."): block for site, block in blocks.items() if site.startswith("backbone.")}
+    prefix = "" if isinstance(config, VideoConfig) else "backbone."
+    inner = {site.removeprefix(prefix): block for site, block in blocks.items() if site.startswith(prefix)}
     changed = replace(config, backbone=replace(config.backbone, insertions=_insertions(config.backbone, inner)))
-    head = [site for site in blocks if not site.startswith("backbone.")]
+    head = [site for site in blocks if not site.startswith(prefix)]
     if head == ["head.context"] and getattr(config, "context", None) is not None:
         changed = replace(changed, context=blocks["head.context"])
     elif head:

@@ -16,6 +16,8 @@ SNL = ContextConfig.snl()
 def test_all_sites_changed_make_the_model_that_the_zoo_has_with_the_other_block() -> None:
     config = entry("imagenet/resnet50-nl").config
     assert with_blocks(config, dict.fromkeys(config.sites(), SNL)) == entry("imagenet/resnet50-snl").config
+    config = entry("kinetics/slowonly50-nl").config
+    assert with_blocks(config, dict.fromkeys(config.sites(), SNL)) == entry("kinetics/slowonly50-snl").config
     config = entry("cityscapes/resnet101-nl").config
     assert with_blocks(config, {"head.context": SNL}) == entry("cityscapes/resnet101-snl").config
 
