@@ -9,6 +9,7 @@ from typing import Any
 import click
 import torch
 
+from nlprobe.commands.action_scoring import ActionScoring
 from nlprobe.commands.options import (
     answers_option,
     config_option,
@@ -32,6 +33,12 @@ from nlprobe.errors import ConfigError
 from nlprobe.files import refuse_existing
 from nlprobe.processes import Processes
 
+FLAGS = {
+    "segmentation": ("by_class", "predictions", "scales", "flip", "window", "stride"),
+    "action": ("clips", "crops"),
+}
+"""The flags of single tasks."""
+
 
 @click.command("eval")
 @click.option(
@@ -48,7 +55,9 @@ from nlprobe.processes import Processes
 @click.option("--split", type=click.Choice(["val", "train"]), default="val", show_default=True, help="Its part.")
 @limit_option
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Images in one forward pass; 64, and 1 for segmentation."
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images in one forward pass; 64 for classification, else 1.",
 )
 @click.option("--by-class", is_flag=True, help="Segmentation: the IoU of every class.")
 @click.option("--scale", "scales", multiple=True, type=float, help="Segmentation: score at this size too; repeatable.")
@@ -64,6 +73,8 @@ from nlprobe.processes import Processes
     type=click.Path(file_okay=False, path_type=Path),
     help="Segmentation: write the predicted classes of every picture, in grey values and in colours, to this folder.",
 )
+@click.option("--clips", type=click.IntRange(min=1), help="Action: clips of each video. Else as in the recipe.")
+@click.option("--crops", type=click.IntRange(min=1), help="Action: crops of each clip. Else as in the recipe.")
 @seed_option
 @device_option
 @workers_option
@@ -88,7 +99,8 @@ def command(
     """Score checkpoints on a data set.
 
     Classification: single-crop top-1 and top-5. Segmentation: mean intersection over union, of whole pictures or as the
-    recipe says; --scale and --flip average the probabilities of several versions of a picture. With the preprocessing
+    recipe says; --scale and --flip average the probabilities of several versions of a picture. Action: top-1 and top-5
+    by video, from the mean of the probabilities of its views, and by clip. With the preprocessing
     that the checkpoint names, and 95 % bootstrap intervals over images. Images that cannot be read are named, left out
     and counted.
 
@@ -133,13 +145,18 @@ def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
     tasks = sorted({task_of_checkpoint(one.checkpoint) for one in networks})
     if len(tasks) > 1:
         raise ConfigError(f"the checkpoints are of several tasks: {', '.join(tasks)}", "score those of one at a time")
-    if tasks == ["segmentation"]:
+    (task,) = tasks
+    for name, value in asked.items():
+        if value not in (None, (), False) and name not in FLAGS.get(task, ()):
+            flag = {"scales": "scale"}.get(name, name).replace("_", "-")
+            owners = " and ".join(own for own, names in FLAGS.items() if name in names)
+            raise ConfigError(f"`--{flag}` is for {owners}, and the checkpoints are of {task}", "leave it out")
+    if task == "segmentation":
         return SegmentationScoring(_inference(asked), by_class=asked["by_class"], predictions=asked["predictions"])
-    if given := [name for name, value in asked.items() if value not in (None, (), False)]:
-        flag = {"scales": "scale"}.get(given[0], given[0]).replace("_", "-")
-        raise ConfigError(f"`--{flag}` is for segmentation, and the checkpoints are of {tasks[0]}", "leave it out")
-    if tasks != ["classification"]:
-        raise ConfigError(f"`eval` scores no networks for {tasks[0]}", "`nlprobe stats` measures them")
+    if task == "action":
+        return ActionScoring(asked["clips"], asked["crops"])
+    if task != "classification":
+        raise ConfigError(f"`eval` scores no networks for {task}", "`nlprobe stats` measures them")
     return ClassificationScoring()
 
 

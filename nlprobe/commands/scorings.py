@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from nlprobe.commands.action_scoring import ActionScoring
 from nlprobe.commands.scoring import ClassificationScoring, Scoring
 from nlprobe.commands.segmentation_scoring import SegmentationScoring
 from nlprobe.commands.sources import Named, task_of_checkpoint
@@ -9,6 +10,7 @@ from nlprobe.commands.sources import Named, task_of_checkpoint
 SCORINGS: dict[str, Callable[[], Scoring]] = {
     "classification": ClassificationScoring,
     "segmentation": lambda: SegmentationScoring({}, by_class=False, predictions=None),
+    "action": ActionScoring,
 }
 """By task."""
 

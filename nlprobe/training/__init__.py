@@ -1,5 +1,7 @@
 """Training: one engine, tasks, recipes and schedules."""
 
+from nlprobe.training.action import ActionScores, evaluate_videos
+from nlprobe.training.action_recipes import ActionRecipe
 from nlprobe.training.catalogue import recipe, recipe_from_dict, recipe_names
 from nlprobe.training.classification import Classification, Scores, check_data, evaluate, rank_of_label
 from nlprobe.training.confusion import SegmentationScores
@@ -14,6 +16,8 @@ from nlprobe.training.segmentation_recipes import SegmentationRecipe
 from nlprobe.training.task import Loss, Task
 
 __all__ = [
+    "ActionRecipe",
+    "ActionScores",
     "Classification",
     "Engine",
     "Inference",
@@ -30,6 +34,7 @@ __all__ = [
     "check_data",
     "evaluate",
     "evaluate_segmentation",
+    "evaluate_videos",
     "rank_of_label",
     "recipe",
     "recipe_from_dict",

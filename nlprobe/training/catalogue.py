@@ -5,6 +5,13 @@ from typing import Any
 
 from nlprobe.errors import ConfigError
 from nlprobe.suggestions import did_you_mean
+from nlprobe.training.action_recipes import (
+    KINETICS,
+    KINETICS_CHOICES,
+    KINETICS_INFLATED,
+    MINIATURE_KINETICS,
+    ActionRecipe,
+)
 from nlprobe.training.recipes import IMAGENET, IMAGENET_CHOICES, MINIATURE_IMAGENET, Recipe, flatten
 from nlprobe.training.segmentation_recipes import (
     CITYSCAPES,
@@ -13,13 +20,25 @@ from nlprobe.training.segmentation_recipes import (
     SegmentationRecipe,
 )
 
-RECIPE_CLASSES: dict[str, type[Recipe]] = {"classification": Recipe, "segmentation": SegmentationRecipe}
+RECIPE_CLASSES: dict[str, type[Recipe]] = {
+    "classification": Recipe,
+    "segmentation": SegmentationRecipe,
+    "action": ActionRecipe,
+}
 """The class of recipes by task."""
 
-CHOICES = {"imagenet": IMAGENET_CHOICES, "cityscapes": CITYSCAPES_CHOICES}
+CHOICES = {
+    "imagenet": IMAGENET_CHOICES,
+    "cityscapes": CITYSCAPES_CHOICES,
+    **dict.fromkeys(("kinetics", "kinetics-inflated"), KINETICS_CHOICES),
+}
 """What recipes do where the text that they follow leaves something open; `--dry-run` shows them."""
 
-_RECIPES = {known.name: known for known in (IMAGENET, MINIATURE_IMAGENET, CITYSCAPES, MINIATURE_CITYSCAPES)}
+_KNOWN: tuple[Recipe, ...] = (
+    *(IMAGENET, MINIATURE_IMAGENET, CITYSCAPES, MINIATURE_CITYSCAPES),
+    *(KINETICS, KINETICS_INFLATED, MINIATURE_KINETICS),
+)
+_RECIPES = {known.name: known for known in _KNOWN}
 
 
 def recipe(name: str) -> Recipe:

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from nlprobe.data import Augmentation, Joint, JointAugmentation, Preprocessing
+from nlprobe.data import Augmentation, ClipAugmentation, Joint, JointAugmentation, Preprocessing
 from nlprobe.data.preprocessing import Transform
 from nlprobe.errors import ConfigError
 from nlprobe.suggestions import did_you_mean
@@ -58,7 +58,7 @@ class Recipe:
     channels_last: bool = False
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
-    augmentation: Augmentation | JointAugmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | JointAugmentation | ClipAugmentation = field(default_factory=Augmentation)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Recipe:
 
     def training_transform(self) -> Transform | Joint:
         """What training pictures, and their labels, go through."""
-        return self.augmentation.transform(self.preprocessing)
+        return self.augmentation.transform(self.preprocessing)  # type: ignore[arg-type]  # a recipe has what fits
 
     def validation_transform(self) -> Transform | Joint:
         """What pictures to be scored, and their labels, go through."""
@@ -171,6 +171,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_LISTED: dict[type | None, str] = {str: "texts", int: "whole numbers"}
+
+
 def _override(part: Any, settings: Mapping[str, Any], path: str) -> Any:
     """The dataclass `part` with other values, all replaced at once, as some only go together."""
     known = [each.name for each in fields(part)]
@@ -189,15 +192,15 @@ def _override(part: Any, settings: Mapping[str, Any], path: str) -> Any:
         elif dot:
             raise ConfigError(f"`{path}{name}` has no part `{rest}`", f"set `{path}{name}` itself")
         else:
-            texts = get_args(get_type_hints(type(part))[name])[:1] == (str,)
-            changes[name] = _fitting(old, value, path + key, texts)
+            inside = get_args(get_type_hints(type(part))[name])[:1]
+            changes[name] = _fitting(old, value, path + key, inside[0] if inside else None)
     for name, each in inner.items():
         changes[name] = _override(getattr(part, name), each, f"{path}{name}.")
     return replace(part, **changes)
 
 
-def _fitting(old: Any, value: Any, key: str, texts: bool) -> Any:
-    """`value` if it has the type of `old`, a tuple of texts or of numbers too; whole numbers are numbers."""
+def _fitting(old: Any, value: Any, key: str, inside: type | None) -> Any:
+    """`value` if it has the type of `old`, a tuple of what is `inside` it too; whole numbers are numbers."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         bool: isinstance(value, bool),
@@ -207,14 +210,14 @@ def _fitting(old: Any, value: Any, key: str, texts: bool) -> Any:
         tuple: False,
     }
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    words[tuple] = f"a list of {'texts' if texts else 'numbers'}"
+    words[tuple] = f"a list of {_LISTED.get(inside, 'numbers')}"
     if isinstance(value, list | tuple):
-        wanted = str if texts else int | float
+        wanted: Any = inside if inside in _LISTED else int | float
         fits[tuple] = all(isinstance(each, wanted) and not isinstance(each, bool) for each in value)
     if not fits[type(old)]:
         raise ConfigError(f"`{key}` cannot be `{value}`", f"give {words[type(old)]}")
     if isinstance(old, tuple):
-        return tuple(value) if texts else tuple(float(each) for each in value)
+        return tuple(value) if inside in _LISTED else tuple(float(each) for each in value)
     return float(value) if isinstance(old, float) else value
 
 

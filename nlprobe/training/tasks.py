@@ -9,6 +9,7 @@ from nlprobe.data import Batches, ImageDataset
 from nlprobe.errors import ConfigError
 from nlprobe.processes import Processes
 from nlprobe.suggestions import did_you_mean
+from nlprobe.training.action import Action, check_videos
 from nlprobe.training.classification import Classification, check_data
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.segmentation import Segmentation, check_label_maps
@@ -35,6 +36,7 @@ class TaskKind:
 TASKS = {
     "classification": TaskKind(check_data, Classification, validation_batch=64),
     "segmentation": TaskKind(check_label_maps, Segmentation, validation_batch=1),
+    "action": TaskKind(check_videos, Action, validation_batch=16),
 }
 
 
