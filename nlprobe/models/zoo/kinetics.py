@@ -50,9 +50,9 @@ Sites = dict[str, tuple[int, ...]]
 """Residual blocks by stage."""
 
 PAPER: Sites = {"c3": (1, 3), "c4": (1, 3, 5)}
-EVEN = {"c3": (0, 2), "c4": (0, 2, 4)}
-DEEP = {"c3": (1, 3), "c4": (6, 13, 20)}
-TWIN = {"c3": (0, 1), "c4": (0, 1)}
+EVEN: Sites = {"c3": (0, 2), "c4": (0, 2, 4)}
+DEEP: Sites = {"c3": (1, 3), "c4": (6, 13, 20)}
+TWIN: Sites = {"c3": (0, 1), "c4": (0, 1)}
 
 
 @dataclass(frozen=True)
