@@ -19,7 +19,7 @@ VERBS = {
     "train": "Train a model of the zoo by its recipe.",
     "eval": "Score checkpoints on a data set.",
     "zoo": "List the models of the paper with their parameters and costs, or published checkpoints.",
-    "fetch": "Download a published checkpoint and check it; the one command that uses the network.",
+    "fetch": "Download a published checkpoint, and check it.",
     "inspect": "List the attention sites of a network.",
     "stats": "Measure how much attention differs between query positions.",
     "viz": "Draw attention maps over photographs, or how they became alike in a training.",

@@ -27,8 +27,9 @@ from nlprobe.errors import ConfigError
 def command(names: tuple[str, ...], out: Path, dry_run: bool, force: bool) -> None:
     """Download published checkpoints and check their hashes.
 
-    This is the one command of nlprobe that goes to the network by itself, and it goes to the addresses that
-    `nlprobe zoo --published` shows, nowhere else. An interrupted download goes on where it stopped when the command is
+    This is the one command of nlprobe that goes to the network by itself, to the addresses that `nlprobe zoo
+    --published` shows and nowhere else; others do so only where --download or --pretrained asks for it. An interrupted
+    download goes on where it stopped when the command is
     given again. The paths of the files go to stdout.
 
     \b

@@ -117,12 +117,15 @@ def weights_of(entry: Entry) -> dict[str, Tensor]:
     return mmseg_weights(entry.block, int(depth[1]), entry.data)
 
 
-def deep(entry: Entry) -> pytest.param:  # type: ignore[valid-type]
-    """The networks of 101 layers are compared with the slow tests."""
-    return pytest.param(entry, id=entry.name, marks=[pytest.mark.slow] if "101" in entry.name else [])
+BUILT = [entry for entry in entries().values() if entry.project != "timm" and not entry.flaw]
+FIRST = {(entry.project, entry.block): entry for entry in reversed(BUILT)}.values()
+"""One entry of each project with each kind of attention; all others are compared with the slow tests."""
 
 
-@pytest.mark.parametrize("entry", [deep(one) for one in entries().values() if one.project != "timm" and not one.flaw])
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(one, id=one.name, marks=[] if one in FIRST else [pytest.mark.slow]) for one in BUILT],
+)
 def test_an_entry_builds_the_network_of_its_file(entry: Entry) -> None:
     weights = weights_of(entry)
     compare(entry.project, id(weights), tuple(sorted(entry.settings.items())), Held(weights))
