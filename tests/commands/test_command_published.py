@@ -20,6 +20,7 @@ from videos_on_disk import write_video
 
 from nlprobe.checkpoints.registry import Entry, entries
 from nlprobe.cli import run
+from nlprobe.data import write_miniature_cityscapes
 
 LIKE = ("--set", "like=nonlocal_r50-d8_512x1024_40k_cityscapes", "--set", "resize=64")
 
@@ -135,6 +136,29 @@ def test_networks_for_clips_measure_videos(tmp_path: Path, capsys: pytest.Captur
     assert (
         "scores no networks for video" in called(capsys, "eval", "--ckpt", path, *chosen, "--data", videos, code=2)[1]
     )
+
+
+CITYSCAPES = (
+    "road sidewalk building wall fence pole traffic_light traffic_sign vegetation terrain sky person rider car truck "
+    "bus train motorcycle bicycle"
+)
+
+
+@pytest.mark.slow
+def test_eval_scores_it_as_its_published_score_was_got(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_miniature_cityscapes(tmp_path / "data", train=1, val=2)
+    path = tmp_path / "iter_80000.pth"
+    names = [name.replace("_", " ") for name in CITYSCAPES.split()]
+    torch.save({"meta": {"CLASSES": names}, "state_dict": lively(Segmentor("GC", classes=19)).state_dict()}, path)
+    chosen = ("--set", "like=gcnet_r50-d8_769x769_40k_cityscapes", "--set", "window=64", "--set", "stride=43")
+    arguments = ("eval", "--ckpt", path, *chosen, "--data", data, "--device", "cpu", "--format", "json")
+    out, err = called(capsys, *arguments)
+    assert "windows of 64" in err
+    whole, _ = called(capsys, *arguments, "--window", 0)
+    (one,), (other,) = json.loads(out), json.loads(whole)
+    assert 0 < one["miou"] != other["miou"]
+    torch.save({"meta": {"CLASSES": names[::-1]}, "state_dict": torch.load(path)["state_dict"]}, path)
+    assert "they differ, for one in `their order`" in called(capsys, *arguments, code=4)[1]
 
 
 def test_answers_that_nobody_asks_for_are_refused(
