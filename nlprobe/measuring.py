@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from nlprobe.errors import DataError
 from nlprobe.files import atomic_path
-from nlprobe.probe import InitBlock, Probe, Site, SiteAudit, init_block, probe
+from nlprobe.probe import InitBlock, Probe, Reader, Site, SiteAudit, init_block, probe
 from nlprobe.probe.adapters import Adapter
 from nlprobe.probe.measurement import Precision
+from nlprobe.probe.naming import Objects
 from nlprobe.probe.sites import SiteSelection
 from nlprobe.processes import ALONE, Processes, StoppedError
 from nlprobe.stats.intervals import Estimate, paired_difference
@@ -35,11 +36,13 @@ class Shown(NamedTuple):
         inputs: Its arguments.
         ids: The names of its images; none where nothing of a batch can be read.
         sizes: Height and width of each picture within its padded tensor; None where nothing is padded.
+        objects: What each picture shows; None where nobody asks.
     """
 
     inputs: Inputs
     ids: Sequence[str]
     sizes: Sequence[tuple[int, int]] | None = None
+    objects: Sequence[Objects] | None = None
 
 
 Batches = Callable[[int, int], Iterable[Shown | tuple[Inputs, Sequence[str]]]]
@@ -129,6 +132,7 @@ def measure_network(
     device: torch.device | str = "cpu",
     journal: Journal | None = None,
     adapters: Sequence[Adapter] = (),
+    readers: Sequence[Reader] = (),
     processes: Processes = ALONE,
 ) -> list[Measured]:
     """Probe a network over a data set.
@@ -155,6 +159,7 @@ def measure_network(
         device: Where to compute.
         journal: Keeps what is measured, and goes on from what it kept.
         adapters: Tried before the library's own, as for `nlprobe.probe`.
+        readers: What else reads the captures of the network itself; those of process 0 end up with everything.
         processes: This process among those that measure together; all of them have to call this.
 
     Returns:
@@ -180,7 +185,9 @@ def measure_network(
     def measure() -> list[Measured]:
         centres = means() if centred else None
         with ExitStack() as stack:
-            main = stack.enter_context(probe(model, sites, centres=centres, adapters=adapters, **options))
+            main = stack.enter_context(
+                probe(model, sites, centres=centres, adapters=adapters, readers=readers, **options)
+            )
             null = stack.enter_context(init_block(main, draws=redraws, seed=seed)) if redraws else None
             passes.run([main, *(null.probes if null else [])], f"{_file_name(label)}-{kind}")
         if not processes.leads:
@@ -249,7 +256,7 @@ class _Passes:
     def _round(self, item: Shown | None, probes: Sequence[Probe]) -> int:
         """Show each process its batch, and let process 0 take in what came of them in order; the number of batches."""
         if item is not None and len(item.ids):
-            with probes[0].images(item.ids, sizes=item.sizes):
+            with probes[0].images(item.ids, sizes=item.sizes, objects=item.objects):
                 forward(self.model, item.inputs, self.device)
         # Only sums over whole batches travel, and process 0 has the first: so nothing depends on who had which.
         states = [] if self.processes.leads else [one.take() for one in probes]

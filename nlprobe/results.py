@@ -130,14 +130,29 @@ def write_results(
     paths = [folder / "records.csv"]
     records = pd.concat([one.frame for one in measured], ignore_index=True)
     write_text(paths[0], records.to_csv(index=False))
-    for extension in EXTENSIONS:
-        paths.append(folder / f"table.{extension}")
-        text = table.render("table", width=LINE) if extension == "txt" else table.render(extension)
-        write_text(paths[-1], text)
+    paths += write_table(folder, "table", table)
     rows = [one.row for one in measured]
     paths += save_figure(draw_distances(rows), folder / "distances", data=distance_data(rows))
     paths.append(folder / "results.json")
     write_text(paths[-1], json.dumps(payload, indent=1, allow_nan=False) + "\n")
+    return paths
+
+
+def write_table(folder: Path, name: str, table: Table) -> list[Path]:
+    """Write a table in every format.
+
+    Args:
+        folder: An existing folder.
+        name: Of the files, without their extensions.
+        table: What to write.
+
+    Returns:
+        The paths.
+    """
+    paths = []
+    for extension in EXTENSIONS:
+        paths.append(folder / f"{name}.{extension}")
+        write_text(paths[-1], table.render("table", width=LINE) if extension == "txt" else table.render(extension))
     return paths
 
 

@@ -1,7 +1,7 @@
 """What the measuring commands show to a network: images, lines of text, or what one's own code yields."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nlprobe.data.texts import Line, TextFile, is_text, read_texts
 from nlprobe.errors import ConfigError
 from nlprobe.libraries import Pictures, PythonItems, Texts, is_python
 from nlprobe.measuring import Inputs, Shown, described
+from nlprobe.probe.naming import Objects
 
 Data = ImageDataset | TextFile | PythonItems
 
@@ -92,8 +93,24 @@ class Feed(ABC):
         """What a pass will take, in a line."""
 
 
-def feed(data: Data, one: Named, batch_size: int, workers: int = 0, *, speaks: bool = True) -> Feed:
+def feed(
+    data: Data,
+    one: Named,
+    batch_size: int,
+    workers: int = 0,
+    *,
+    speaks: bool = True,
+    objects: Callable[[Any], Objects] | None = None,
+) -> Feed:
     """The data as one network takes them.
+
+    Args:
+        data: The data.
+        one: The network.
+        batch_size: Images in a forward call, where they have one size.
+        workers: Processes that read images ahead.
+        speaks: Whether this process shows progress.
+        objects: From an image's label to what its picture shows; None where nobody asks.
 
     Raises:
         ConfigError: the network takes other data, or does not say what is done to them.
@@ -120,7 +137,7 @@ def feed(data: Data, one: Named, batch_size: int, workers: int = 0, *, speaks: b
             else "put its `preprocessor_config.json` into the folder",
         )
     refuse_other_kind(data, one.network.pictures.holds, f"`{one.label}`")
-    return Images(data, one.network.pictures, batch_size, workers, one.label, speaks)
+    return Images(data, one.network.pictures, batch_size, workers, one.label, speaks, objects)
 
 
 class Images(Feed):
@@ -130,17 +147,25 @@ class Images(Feed):
     """
 
     def __init__(
-        self, dataset: ImageDataset, pictures: Pictures, batch_size: int, workers: int, label: str, speaks: bool
+        self,
+        dataset: ImageDataset,
+        pictures: Pictures,
+        batch_size: int,
+        workers: int,
+        label: str,
+        speaks: bool,
+        objects: Callable[[Any], Objects] | None = None,
     ) -> None:
         super().__init__(label, pictures.description, pictures.settings, batch_size if pictures.size else 1, speaks)
         self.dataset, self.pictures, self.workers = dataset, pictures, workers
         self._reported: set[str] = set()
         self._said = False
+        self._objects = objects
 
     def batches(self, start: int = 0, step: int = 1) -> Iterator[Shown]:
         """One pass over every `step`-th batch from number `start` on."""
         loaded = Batches(
-            Unlabelled(self.dataset),
+            Unlabelled(self.dataset) if self._objects is None else self.dataset,
             self.pictures.transform,
             self.together,
             workers=self.workers,
@@ -168,7 +193,8 @@ class Images(Feed):
             )
         for _, batch in passed:
             inputs = self.pictures.inputs(batch.images) if batch.ids else batch.images
-            yield Shown(inputs, batch.ids, batch.sizes)
+            objects = [self._objects(label) for label in batch.labels or ()] if self._objects is not None else None
+            yield Shown(inputs, batch.ids, batch.sizes, objects)
 
     def unreadable(self, measured: Collection[str]) -> list[str]:
         """Those that were not measured."""

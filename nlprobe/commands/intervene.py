@@ -178,7 +178,7 @@ class _Plan:
     def batches(self, batch_size: int | None, workers: int) -> Iterator[tuple[Inputs | Batch, Sequence[str]]]:
         """The batches with the names of their images."""
         if self.scoring is None:
-            for inputs, ids, _ in feed(self.data, self.one, batch_size or 8, workers).batches():
+            for inputs, ids, *_ in feed(self.data, self.one, batch_size or 8, workers).batches():
                 if ids:
                     yield inputs, ids
             return

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -31,18 +32,19 @@ from nlprobe.commands.scores import read_scores
 from nlprobe.commands.several import own_device, several_processes
 from nlprobe.commands.sizes import sized_sites
 from nlprobe.commands.sources import Named, read_adapters, read_networks
+from nlprobe.commands.stats_beside import Asked, Beside, beside_options, objects_shown
+from nlprobe.commands.stats_maps import metric_names, read_rectangle
 from nlprobe.commands.stats_plan import plan
 from nlprobe.errors import ConfigError
 from nlprobe.files import new_folder, refuse_existing
 from nlprobe.libraries import Drawn
-from nlprobe.measuring import Journal, Measured, Rectangle, measure_network
+from nlprobe.measuring import Journal, Measured, measure_network
 from nlprobe.models import names, paper_distances
 from nlprobe.probe.adapters import Adapter
 from nlprobe.probe.baselines import REDRAWABLE
 from nlprobe.probe.measurement import Precision
 from nlprobe.results import results, write_results
 from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
-from nlprobe.suggestions import did_you_mean
 from nlprobe.tables import Cell, PaperRow, Table, distance_table
 
 BASELINES = ("init-block", "init-all")
@@ -116,6 +118,7 @@ FREE = ("format", "workers", "device", "paper", "scores", "positions", "by-site"
     help="Positions that the table is over: those that are no padding, all, those that are neither padding nor prefix "
     "tokens, or --rectangle; the records hold each.",
 )
+@beside_options
 @click.option("--by-site", is_flag=True, help="A row for each site instead of their mean.")
 @click.option(
     "--by-head",
@@ -151,6 +154,7 @@ def command(
     paper: bool,
     score_files: tuple[Path, ...],
     positions: str,
+    asked: Asked,
     by_site: bool,
     by_head: bool,
     format: str,
@@ -180,6 +184,7 @@ def command(
       nlprobe stats --ckpt runs/nl --data imagenet --limit 1000 --baseline init-block
       nlprobe stats --ckpt runs/nl --ckpt runs/gc --data photos --out measured --format tex
       nlprobe stats --model timm:vit_base_patch16_224 --weights vit.safetensors --data photos --by-site
+      nlprobe stats --ckpt runs/nl --ckpt runs/gc --data coco --agreement --objects
       nlprobe stats --model hf:bert-folder --data sentences.txt --metrics jsd,sink_mass
       torchrun --nproc-per-node 8 -m nlprobe stats --ckpt runs/nl --data imagenet --out measured --workers 8
     """
@@ -193,20 +198,23 @@ def command(
                 _refuse_unknown_to_the_paper(networks)
             scores = read_scores(score_files, [one.label for one in networks])
             shown = open_data(data, split, limit)
-            feeds = {one.label: feed(shown, one, batch_size, workers, speaks=processes.leads) for one in networks}
+            options: dict[str, Any] = {"speaks": processes.leads, "objects": objects_shown(asked, shown)}
+            feeds = {one.label: feed(shown, one, batch_size, workers, **options) for one in networks}
             _refuse_impossible(networks, feeds, baselines, sites, adapters)
             return _Opened(networks, scores, shown, feeds, adapters)
 
         place = processes.together(lambda: own_device(device, processes))
-        extra, cut = processes.together(lambda: (_metrics(metrics), _rectangle(rectangle, positions)))
+        extra, cut = processes.together(lambda: (metric_names(metrics), read_rectangle(rectangle, positions)))
         if out is not None:
             processes.first(lambda: refuse_existing(out, force=force))
         found = processes.together(opened)
         if processes.leads:
             for one in found.networks:
                 _tell(one, found.feeds[one.label])
+        beside = processes.together(lambda: Beside.of(asked, found.networks, found.feeds, sites, place, found.adapters))
         if dry_run:
-            processes.first(lambda: result(plan(found.networks, found.feeds, sites, out, place, found.adapters)))
+            lines = beside.plan()
+            processes.first(lambda: result(plan(found.networks, found.feeds, sites, out, place, found.adapters, lines)))
             return
         unfinished = processes.first(lambda: _unfinished(ctx, out, resume=resume, force=force))
         measured: list[Measured] = []
@@ -230,22 +238,27 @@ def command(
                 adapters=found.adapters,
                 processes=processes,
             )
-            measured += measure(one.model, redraws=draws if "init-block" in baselines else 0)
+            redraws = draws if "init-block" in baselines else 0
+            measured += measure(one.model, redraws=redraws, readers=beside.readers(one.label))
             if "init-all" in baselines:
                 measured += measure(processes.together(one.untrained), kind="init-all")
 
         def finish() -> None:
+            more = beside.results(measured, seed)
             table = _table(measured, found, paper=paper, by_site=by_site, by_head=by_head, draws=draws)
-            payload = found.results(ctx, measured, quantities or QUANTITIES, extra)
+            payload = found.results(ctx, more.measured, quantities or QUANTITIES, extra, more.notes()) | more.payload()
             if out is not None:
                 with new_folder(out, force=force) as folder:
                     write_settings(folder, ctx)
-                    write_results(folder, payload, measured, table)
+                    more.write(folder)
+                    write_results(folder, payload, more.measured, table)
                 if unfinished is not None:
                     shutil.rmtree(unfinished)
                 wrote(out)
             as_json = json.dumps(payload, indent=1, allow_nan=False)
-            result(as_json if format == "json" else table.render(format, width=terminal_width()))
+            tables = [table, *(one for name, one in more.tables().items() if name != "object_classes")]
+            texts = [one.render(format, width=terminal_width()) for one in tables]
+            result(as_json if format == "json" else "\n\n".join(text.rstrip("\n") for text in texts))
 
         processes.first(finish)
 
@@ -261,7 +274,12 @@ class _Opened:
     adapters: tuple[Adapter, ...]
 
     def results(
-        self, ctx: click.Context, measured: Sequence[Measured], quantities: Sequence[str], metrics: Sequence[str]
+        self,
+        ctx: click.Context,
+        measured: Sequence[Measured],
+        quantities: Sequence[str],
+        metrics: Sequence[str],
+        notes: Sequence[str],
     ) -> dict[str, object]:
         """The object that `results.json` holds."""
         flags = ctx.params
@@ -279,39 +297,9 @@ class _Opened:
             quantities=quantities,
             metrics=metrics,
             skipped=first.unreadable(set(measured[0].frame["image"])),
-            notes=list(dict.fromkeys(note for found in self.feeds.values() for note in found.notes())),
+            notes=[*dict.fromkeys(note for found in self.feeds.values() for note in found.notes()), *notes],
             seed=flags["seed"],
         )
-
-
-def _metrics(given: Sequence[str]) -> tuple[str, ...]:
-    """The metrics that `--metric a --metrics b,c` asks for, each once."""
-    asked = list(dict.fromkeys(name.strip() for text in given for name in text.split(",")))
-    for name in asked:
-        if name not in METRIC_COLUMNS:
-            raise ConfigError(f"unknown metric `{name}`", did_you_mean(name, METRIC_COLUMNS))
-    return tuple(asked)
-
-
-def _rectangle(text: str | None, positions: str) -> Rectangle | None:
-    """Queries and keys from `Q0:Q1,K0:K1`; an end that is left out is that of the sequence."""
-    if text is None:
-        if positions == "rectangle":
-            raise ConfigError("--positions rectangle without --rectangle", "say which: --rectangle Q0:Q1,K0:K1")
-        return None
-    try:
-        sides = [
-            slice(*(int(end) if end.strip() else None for end in side.split(":", 1)))
-            for side in text.split(",")
-            if side.count(":") == 1
-        ]
-    except ValueError:
-        sides = []
-    if len(sides) != 2 or text.count(",") != 1:
-        raise ConfigError(
-            f"`--rectangle {text}` is no rectangle", "write `--rectangle Q0:Q1,K0:K1`, such as `0:14,0:49`"
-        )
-    return sides[0], sides[1]
 
 
 def _tell(one: Named, found: Feed) -> None:

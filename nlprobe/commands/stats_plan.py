@@ -19,6 +19,7 @@ def plan(
     out: Path | None,
     device: torch.device,
     adapters: Sequence[Adapter],
+    further: Sequence[str] = (),
 ) -> str:
     """The measurement in a few lines.
 
@@ -29,6 +30,7 @@ def plan(
         out: Where the files would go.
         device: Where it would be computed.
         adapters: Tried before the library's own.
+        further: What else would be done, in lines.
     """
     lines = []
     for one in networks:
@@ -38,6 +40,7 @@ def plan(
             f"  {_size(sized, found.together)}"
             for sized in sized_sites(one.model, found.example(), sites, device, adapters)
         ]
+    lines += further
     files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", "results.json"]
     lines.append(f"would write {', '.join(files)} into {out}" if out else "would write nothing (no --out)")
     return "\n".join(lines)

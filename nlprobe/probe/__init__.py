@@ -12,6 +12,8 @@ from nlprobe.probe.audit import SiteAudit
 from nlprobe.probe.baselines import InitBlock, init_block
 from nlprobe.probe.capture import Probe, probe
 from nlprobe.probe.maps import AttentionMaps, attention_map
+from nlprobe.probe.mean_maps import MeanMaps
+from nlprobe.probe.reader import Reader
 from nlprobe.probe.sites import Site, find_sites
 
 __all__ = [
@@ -19,8 +21,10 @@ __all__ = [
     "AttentionMaps",
     "AttentionModule",
     "InitBlock",
+    "MeanMaps",
     "PairwiseCapture",
     "Probe",
+    "Reader",
     "Site",
     "SiteAudit",
     "attention_map",

@@ -20,9 +20,10 @@ from nlprobe.probe.discovery import Discovery, FunctionalAttention, functional_a
 from nlprobe.probe.energy import MomentTable
 from nlprobe.probe.measure import measure
 from nlprobe.probe.measurement import Precision, Wanted, refuse_unknown
-from nlprobe.probe.naming import Naming, Size, Upcoming
+from nlprobe.probe.naming import Naming, Objects, Size, Upcoming
 from nlprobe.probe.padding import Padding, Placing, place
 from nlprobe.probe.positions import ImageBatch, prefix_tokens
+from nlprobe.probe.reader import Reader, Seen
 from nlprobe.probe.selections import Rectangle
 from nlprobe.probe.sites import Site, SiteSelection, compiled, known_sites, select, site_name
 from nlprobe.probe.watch import Watch
@@ -46,10 +47,11 @@ class Probe:
         wanted: Wanted,
         prefix: int | None = None,
         adapters: Sequence[Adapter] = (),
+        readers: Sequence[Reader] = (),
     ) -> None:
         refuse_unknown(wanted, METRICS)
         self._wanted = replace(wanted, quantities=tuple(name for name in QUANTITIES if name in wanted.quantities))
-        self._selection, self._prefix = sites, prefix
+        self._selection, self._prefix, self._readers = sites, prefix, tuple(readers)
         known = known_sites(model, (*adapters, *ADAPTERS), prefix)
         within = {id(part) for site in known for part in site.module.modules()}
         elsewhere = [path for path, module in model.named_modules() if id(module) not in within]
@@ -111,6 +113,7 @@ class Probe:
         *,
         sizes: Sequence[Size] | None = None,
         canvas: Size | None = None,
+        objects: Sequence[Objects] | None = None,
     ) -> AbstractContextManager[None]:
         """Name the images of the forward calls inside the block, and say which part of each is picture.
 
@@ -126,11 +129,12 @@ class Probe:
             sizes: Height and width in pixels of each picture within its tensor, which it fills from the top left.
             canvas: Height and width of the tensors that `sizes` are measured in, where the model is given something
                 else than pictures; by default those of its input.
+            objects: What each picture shows, for readers that ask for it.
 
         Raises:
             ConfigError: the calls inside held another number of images, or pictures of other sizes.
         """
-        return self._naming.images(ids, views, sizes, canvas)
+        return self._naming.images(ids, views, sizes, canvas, objects)
 
     def frame(self) -> pd.DataFrame:
         """The records: one line for each image, site, call and quantity (`nlprobe.stats.records`)."""
@@ -158,6 +162,7 @@ class Probe:
             "moments": self._moments.state(),
             "audits": {name: asdict(audit) for name, audit in self._audits.items()},
             "numbered": self._naming.numbered,
+            "readers": [reader.state() for reader in self._readers],
         }
 
     def absorb(self, state: Mapping[str, Any]) -> None:
@@ -171,6 +176,8 @@ class Probe:
         self._moments.absorb(state["moments"], device)
         self._naming.numbered += state["numbered"]
         self._table.absorb(state["records"])
+        for reader, read in zip(self._readers, state["readers"], strict=True):
+            reader.absorb(read)
         self._called = True
 
     def take(self) -> dict[str, object]:
@@ -178,6 +185,8 @@ class Probe:
         state = self.state()
         self._moments, self._table, self._naming.numbered = MomentTable(), RecordTable(), 0
         self._audits = {name: SiteAudit(name) for name in self._audits}
+        for reader in self._readers:
+            reader.clear()
         self._called = True
         return state
 
@@ -306,6 +315,8 @@ class Probe:
         )
         batch.calls.append(measurements)
         batch.moments.append(moments)
+        for reader in self._readers:
+            reader.read(Seen(site.name, capture, self.upcoming(batch.images), padding, prefix))
 
     def _placed(self, capture: Capture, site: Site) -> Capture:
         """With the grids of queries and keys, where the adapter left them open."""
@@ -367,6 +378,7 @@ def probe(
     rectangle: Rectangle | None = None,
     centres: Mapping[str, Mapping[str, Tensor]] | None = None,
     adapters: Sequence[Adapter] = (),
+    readers: Sequence[Reader] = (),
 ) -> Probe:
     """Measure the attention of a model while it runs.
 
@@ -393,6 +405,7 @@ def probe(
             query must see every key.
         centres: Data-set means from another probe's `centres()`; adds `centred_dist`.
         adapters: Tried before the library's own; `nlprobe.AttentionModule` makes one in a line.
+        readers: What else reads the captures, such as `nlprobe.probe.MeanMaps`.
 
     Returns:
         The probe, to be used as a context manager; afterwards its `frame()`, `audit()` and `energy()`.
@@ -405,4 +418,4 @@ def probe(
     Cost: O(N·C) time and memory, for softmax maps O(N·M·d) time in blocks of queries; never an N×M matrix.
     """
     wanted = Wanted(tuple(quantities), tuple(metrics), precision, rectangle, centres or {})
-    return Probe(model, sites, wanted=wanted, prefix=prefix, adapters=adapters)
+    return Probe(model, sites, wanted=wanted, prefix=prefix, adapters=adapters, readers=readers)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Shaped
 from torch import Tensor
 
 from nlprobe.probe.adapters import PairwiseCapture
@@ -17,14 +17,14 @@ Masses = dict[tuple[str, ...], Tensor]
 """By the heads of a measurement, the masses (s, h, n, k) of their queries."""
 
 
-def key_masses(capture: PairwiseCapture, keys: Bool[Tensor, "s k m"]) -> Masses:
+def key_masses(capture: PairwiseCapture, keys: Shaped[Tensor, "s k m"]) -> Masses:
     """The part of |a_i| on each of k sets of keys, for every query and the heads that the records of `att` have.
 
     The head-averaged row gives the mean over the heads whose query sees any key.
 
     Args:
         capture: What the adapter delivered.
-        keys: Sets of keys.
+        keys: Sets of keys, or the part of each key that belongs to them.
     """
     if capture.instantiation in ("dot_product", "concat"):
         return {("0",): _of_other_maps(capture, keys).unsqueeze(1)}

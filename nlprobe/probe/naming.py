@@ -5,16 +5,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from nlprobe.errors import ConfigError
 
 Size = tuple[int, int]
 """Height and width."""
 
 
+@dataclass(frozen=True)
+class Objects:
+    """What a picture shows.
+
+    Attributes:
+        masks: Where each object is, in pixels of the picture at any resolution; the picture without padding.
+        classes: What each is.
+        sizes: Whether it is small, medium or large, or another such group.
+    """
+
+    masks: Bool[Tensor, "k h w"]
+    classes: tuple[str, ...]
+    sizes: tuple[str, ...]
+
+
 class _Named(NamedTuple):
     name: str
     view: int
     size: Size | None
+    objects: Objects | None
 
 
 @dataclass(frozen=True)
@@ -26,12 +45,14 @@ class Upcoming:
         views: The crop or clip that each is.
         sizes: Of each picture, which fills its tensor from the top left; None where nobody says that there is padding.
         canvas: Of the padded tensors, in the pixels that `sizes` are in; None for that of the model's input.
+        objects: What each picture shows; None where nobody says.
     """
 
     ids: list[str]
     views: list[int]
     sizes: list[Size] | None = None
     canvas: Size | None = None
+    objects: list[Objects] | None = None
 
 
 class Naming:
@@ -44,10 +65,15 @@ class Naming:
 
     @contextmanager
     def images(
-        self, ids: Sequence[object], views: Sequence[int] | None, sizes: Sequence[Size] | None, canvas: Size | None
+        self,
+        ids: Sequence[object],
+        views: Sequence[int] | None,
+        sizes: Sequence[Size] | None,
+        canvas: Size | None,
+        objects: Sequence[Objects] | None,
     ) -> Iterator[None]:
         """Name the images of the forward calls inside the block; see `Probe.images`."""
-        given = {"views": views, "sizes": sizes}
+        given = {"views": views, "sizes": sizes, "objects": objects}
         for what, values in given.items():
             if values is not None and len(values) != len(ids):
                 raise ConfigError(
@@ -55,7 +81,8 @@ class Naming:
                 )
         views = [0] * len(ids) if views is None else views
         pictures = [None] * len(ids) if sizes is None else [(int(height), int(width)) for height, width in sizes]
-        self._named = [_Named(str(name), view, size) for name, view, size in zip(ids, views, pictures, strict=True)]
+        shown = [None] * len(ids) if objects is None else objects
+        self._named = [_Named(str(name), *rest) for name, *rest in zip(ids, views, pictures, shown, strict=True)]
         self._canvas = canvas
         try:
             yield
@@ -73,7 +100,9 @@ class Naming:
             return Upcoming([str(number) for number in range(self.numbered, self.numbered + count)], [0] * count)
         named = self._named[:count]
         sizes = [one.size for one in named if one.size is not None]
-        return Upcoming([one.name for one in named], [one.view for one in named], sizes or None, self._canvas)
+        objects = [one.objects for one in named if one.objects is not None]
+        names, views = [one.name for one in named], [one.view for one in named]
+        return Upcoming(names, views, sizes or None, self._canvas, objects or None)
 
     def take(self, count: int) -> Upcoming:
         """The next `count` images, which then are gone.

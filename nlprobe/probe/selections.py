@@ -58,7 +58,7 @@ class Selection:
         """The capture restricted to the choice, for each run of sets with the same queries."""
         first = 0
         for run in self.runs:
-            part = capture if run.sets == capture.sets else _of_sets(capture, slice(first, first + run.sets))
+            part = capture if run.sets == capture.sets else of_sets(capture, slice(first, first + run.sets))
             first += run.sets
             keys = None if part.key is None else chosen(part.key, self.keys if self.keys is not None else run.keys)
             if run.queries is not None:
@@ -152,7 +152,8 @@ def _rectangle(capture: PairwiseCapture, rectangle: Rectangle) -> Selection:
     return Selection("rectangle", (Run(capture.sets, queries),), keys=keys)
 
 
-def _of_sets(capture: PairwiseCapture, sets: slice) -> PairwiseCapture:
+def of_sets(capture: PairwiseCapture, sets: slice) -> PairwiseCapture:
+    """The capture of a range of the sets."""
     return replace(
         capture,
         x=None if capture.x is None else capture.x[sets],

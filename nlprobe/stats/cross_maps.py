@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from nlprobe.stats.results import MapStatistics, ProductStatistics
@@ -161,14 +161,14 @@ def cross_flat_distance(counted: Bool[Tensor, "b h w"]) -> Float64[Tensor, " b"]
 
 @kernel
 def cross_key_mass(
-    query: Float[Tensor, "steps b h w d"], key: Float[Tensor, "steps b h w d"], keys: Bool[Tensor, "b k n"]
+    query: Float[Tensor, "steps b h w d"], key: Float[Tensor, "steps b h w d"], keys: Shaped[Tensor, "b k n"]
 ) -> Float64[Tensor, "b n k"]:
     """Σ_{j chosen} A_ij of the rows of A = A_R ··· A_1, for each query and each set of keys. O(R N (H + W)(d + k)).
 
     Args:
         query: Queries of each step, in the order in which the steps are applied; one step or more.
         key: Keys of each step.
-        keys: Sets of keys.
+        keys: Sets of keys, or the part of each key that belongs to them.
     """
     found = []
     for queries, its_keys, sets in zip(query.unbind(1), key.unbind(1), keys, strict=True):

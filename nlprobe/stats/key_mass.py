@@ -3,7 +3,7 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from nlprobe.stats.logit_blocks import logit_blocks, logits_kernel, require_usable
@@ -18,14 +18,15 @@ CANCELLED = 1e-4
 
 
 @logits_kernel
-def softmax_key_mass(logits: Logits, keys: Bool[Tensor, "s k m"]) -> Float64[Tensor, "s h n k"]:
+def softmax_key_mass(logits: Logits, keys: Shaped[Tensor, "s k m"]) -> Float64[Tensor, "s h n k"]:
     """Σ_{j chosen} ω_ij of the rows ω_i = softmax_j(s_ij), for each query and each set of keys.
 
     O(s·h·N·M·(d + k)), memory O(s·h·N·k) and one block.
 
     Args:
         logits: The maps' logits.
-        keys: Sets of keys, which may overlap; the same for all heads and queries of an image.
+        keys: Sets of keys, which may overlap; the same for all heads and queries of an image. Numbers between 0 and 1
+            are the part of a key that belongs to the set.
 
     Returns:
         Masses between 0 and 1; NaN for queries that see no key.
@@ -48,7 +49,7 @@ def softmax_key_mass(logits: Logits, keys: Bool[Tensor, "s k m"]) -> Float64[Ten
 
 @logits_kernel
 def joined_key_mass(
-    logits: Logits, unary: Float[Tensor, "s m"], weights: tuple[float, float], keys: Bool[Tensor, "s k m"]
+    logits: Logits, unary: Float[Tensor, "s m"], weights: tuple[float, float], keys: Shaped[Tensor, "s k m"]
 ) -> Float64[Tensor, "s h n k"]:
     """Σ_{j chosen} |a_ij| / Σ_j |a_ij| of the rows a_i = w_p p_i + w_u u (see `unary_map_statistics`), in float64.
 
@@ -79,7 +80,7 @@ def joined_key_mass(
 
 @kernel
 def dot_key_mass(
-    query: Float[Tensor, "s n d"], key: Float[Tensor, "s m d"], keys: Bool[Tensor, "s k m"]
+    query: Float[Tensor, "s n d"], key: Float[Tensor, "s m d"], keys: Shaped[Tensor, "s k m"]
 ) -> Float64[Tensor, "s n k"]:
     """Σ_{j chosen} |a_ij| / Σ_j |a_ij| of the signed rows a_ij = q_i·k_j / M of dot product attention.
 
@@ -112,7 +113,7 @@ def dot_key_mass(
 
 @kernel
 def concat_key_mass(
-    a: Float[Tensor, "s n"], b: Float[Tensor, "s m"], keys: Bool[Tensor, "s k m"]
+    a: Float[Tensor, "s n"], b: Float[Tensor, "s m"], keys: Shaped[Tensor, "s k m"]
 ) -> Float64[Tensor, "s n k"]:
     """Σ_{j chosen} a_ij / Σ_j a_ij of the rows ReLU(a_i + b_j) of the concatenation mode, which are not negative.
 

@@ -36,6 +36,8 @@ VALUE_COLUMNS = (
     "flat",
     "padding_mass",
     *METRIC_COLUMNS,
+    "agreement",
+    "agreement_shuffled",
     "by_construction",
 )
 """What a record holds; a column that does not apply is empty."""

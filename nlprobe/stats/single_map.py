@@ -1,6 +1,6 @@
 """The one softmax map of SNL and GC, which all positions share."""
 
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from nlprobe.stats.streaming import kernel, require_finite, wide
@@ -35,12 +35,12 @@ def single_map_statistics(
 
 
 @kernel
-def single_map_mass(logits: Float[Tensor, "*batch n"], keys: Bool[Tensor, "*batch n"]) -> Float64[Tensor, "*batch"]:
+def single_map_mass(logits: Float[Tensor, "*batch n"], keys: Shaped[Tensor, "*batch n"]) -> Float64[Tensor, "*batch"]:
     """What chosen positions get of the map softmax(logits): Σ_{j chosen} p_j. O(N) in float64.
 
     Args:
         logits: W_k x_j for each position.
-        keys: Which positions are meant.
+        keys: Which positions are meant, or the part of each that is.
 
     Raises:
         NlprobeError: logits holds NaN or infinity.
