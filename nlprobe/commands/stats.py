@@ -213,8 +213,8 @@ def command(
                 _tell(one, found.feeds[one.label])
         beside = processes.together(lambda: Beside.of(asked, found.networks, found.feeds, sites, place, found.adapters))
         if dry_run:
-            lines = beside.plan()
-            processes.first(lambda: result(plan(found.networks, found.feeds, sites, out, place, found.adapters, lines)))
+            more = (beside.plan(), beside.files())
+            processes.first(lambda: result(plan(found.networks, found.feeds, sites, out, place, found.adapters, *more)))
             return
         unfinished = processes.first(lambda: _unfinished(ctx, out, resume=resume, force=force))
         measured: list[Measured] = []
@@ -244,19 +244,21 @@ def command(
                 measured += measure(processes.together(one.untrained), kind="init-all")
 
         def finish() -> None:
-            more = beside.results(measured, seed)
+            added = beside.results(measured, seed)
             table = _table(measured, found, paper=paper, by_site=by_site, by_head=by_head, draws=draws)
-            payload = found.results(ctx, more.measured, quantities or QUANTITIES, extra, more.notes()) | more.payload()
+            payload = (
+                found.results(ctx, added.measured, quantities or QUANTITIES, extra, added.notes()) | added.payload()
+            )
             if out is not None:
                 with new_folder(out, force=force) as folder:
                     write_settings(folder, ctx)
-                    more.write(folder)
-                    write_results(folder, payload, more.measured, table)
+                    added.write(folder)
+                    write_results(folder, payload, added.measured, table)
                 if unfinished is not None:
                     shutil.rmtree(unfinished)
                 wrote(out)
             as_json = json.dumps(payload, indent=1, allow_nan=False)
-            tables = [table, *(one for name, one in more.tables().items() if name != "object_classes")]
+            tables = [table, *(one for name, one in added.tables().items() if name != "object_classes")]
             texts = [one.render(format, width=terminal_width()) for one in tables]
             result(as_json if format == "json" else "\n\n".join(text.rstrip("\n") for text in texts))
 

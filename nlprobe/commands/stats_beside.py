@@ -12,7 +12,7 @@ import torch
 from nlprobe.commands.inputs import Data, Feed
 from nlprobe.commands.sources import Named
 from nlprobe.commands.stats_agreement import Comparison, compare, with_agreement
-from nlprobe.commands.stats_objects import ObjectResults, refuse_cropped, shown_objects
+from nlprobe.commands.stats_objects import OBJECT_RECORDS, ObjectResults, refuse_cropped, shown_objects
 from nlprobe.errors import ConfigError
 from nlprobe.measuring import Measured
 from nlprobe.probe import Reader
@@ -132,6 +132,11 @@ class Beside:
             for label, pairs in self.comparison.pairs.items()
             for pair in pairs
         ]
+
+    def files(self) -> list[str]:
+        """What will be written beside the files of the distances."""
+        found = ["agreement.*"] if self.comparison is not None else []
+        return [*found, *(["objects.*", "object_classes.*", OBJECT_RECORDS] if self.objects else [])]
 
     def results(self, measured: Sequence[Measured], seed: int) -> "Found":
         """What was found, once everything is read."""

@@ -21,7 +21,7 @@ from nlprobe.probe.naming import Objects
 from nlprobe.probe.objects import ObjectMasses
 from nlprobe.stats.objects import ObjectSummary, size_of, summarise_objects
 
-FILE = "objects.csv"
+OBJECT_RECORDS = "object_records.csv"
 
 
 def shown_objects(data: Data) -> Callable[[Instances], Objects]:
@@ -112,8 +112,8 @@ class ObjectResults:
         return cls(lines[order], tuple(summaries), tuple(notes))
 
     def write(self, folder: Path) -> None:
-        """Write the lines as `objects.csv`."""
-        write_text(folder / FILE, self.lines.to_csv(index=False))
+        """Write the lines as `object_records.csv`."""
+        write_text(folder / OBJECT_RECORDS, self.lines.to_csv(index=False))
 
 
 def _filled(boxes: Float[Tensor, "n 4"], size: tuple[int, int]) -> Bool[Tensor, "n h w"]:

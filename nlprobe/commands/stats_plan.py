@@ -20,6 +20,7 @@ def plan(
     device: torch.device,
     adapters: Sequence[Adapter],
     further: Sequence[str] = (),
+    further_files: Sequence[str] = (),
 ) -> str:
     """The measurement in a few lines.
 
@@ -31,6 +32,7 @@ def plan(
         device: Where it would be computed.
         adapters: Tried before the library's own.
         further: What else would be done, in lines.
+        further_files: What else would be written.
     """
     lines = []
     for one in networks:
@@ -41,7 +43,8 @@ def plan(
             for sized in sized_sites(one.model, found.example(), sites, device, adapters)
         ]
     lines += further
-    files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", "results.json"]
+    files = ["run.toml", "records.csv", *(f"table.{end}" for end in EXTENSIONS), "distances.*", *further_files]
+    files += ["results.json"]
     lines.append(f"would write {', '.join(files)} into {out}" if out else "would write nothing (no --out)")
     return "\n".join(lines)
 

@@ -119,7 +119,7 @@ class Probe:
 
         With `sizes`, each image of a batch that is padded has records over all positions and over those that lie in its
         picture (`positions` is "valid"): a cell (y, x) of a site's h'×w' grid does where its centre does,
-        (y + ½)·H/h' < h and (x + ½)·W/w' < w (`nlprobe.probe.padding.valid_cells`). Queries in the padding are left
+        (y + ½)·H/h' < h and (x + ½)·W/w' < w (`nlprobe.stats.grids.valid_cells`). Queries in the padding are left
         out, keys never: ω_i is the row that the model used. `key` is over the keys in the picture. `padding_mass` is
         the mean over the queries of the attention on padded keys.
 

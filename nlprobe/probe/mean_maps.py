@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,11 +12,11 @@ from nlprobe.errors import ConfigError
 from nlprobe.probe.adapters import PairwiseCapture, SingleMapCapture
 from nlprobe.probe.reader import Seen
 from nlprobe.stats import Mask, composed_mean_map, mean_map, softmax_mean_map
-from nlprobe.stats.agreement import Grid, View
+from nlprobe.stats.agreement import Grid, MeanMap, View
 
 
 class MeanMaps:
-    """Keeps mean_i ω_i over the queries in the picture, on the grid of the keys, for each image at some sites.
+    """Keeps mean_i ω_i over the queries in the picture, on the grid of all keys, for each image at some sites.
 
     Of several heads it is the mean over them; of criss-cross attention that of all steps together; of a block with a
     unary map beside the pairwise ones that of the rows it uses; of SNL and GC their one map. A module that runs several
@@ -28,7 +27,7 @@ class MeanMaps:
     """
 
     def __init__(self, sites: Collection[str]) -> None:
-        self.maps: dict[str, dict[View, Float[np.ndarray, "h w"]]] = {site: {} for site in sites}
+        self.maps: dict[str, dict[View, MeanMap]] = {site: {} for site in sites}
 
     def read(self, seen: Seen) -> None:
         """Keep the maps of a capture's images.
@@ -43,21 +42,23 @@ class MeanMaps:
                 f"`{seen.site}` has no mean map: {reason}", "choose sites whose maps are over whole pictures (--site)"
             )
         maps = _mean_maps(seen, seen.valid)[:, seen.prefix :].float().cpu().numpy()
-        for name, view, one in zip(seen.images.ids, seen.images.views, maps, strict=True):
-            self.maps[seen.site][name, view] = one.reshape(seen.key_grid).copy()
+        images = seen.images
+        sizes = images.sizes if images.sizes is not None else [None] * len(images.ids)
+        for name, view, size, one in zip(images.ids, images.views, sizes, maps, strict=True):
+            self.maps[seen.site][name, view] = MeanMap(one.reshape(seen.key_grid).copy(), size, images.canvas)
 
     def state(self) -> dict[str, Any]:
-        """The maps by site, each as image, view and a tensor."""
+        """The maps by site, each with its image and view."""
         return {
-            site: [(name, view, torch.from_numpy(one)) for (name, view), one in maps.items()]
+            site: [(view, torch.from_numpy(one.values), one.size, one.canvas) for view, one in maps.items()]
             for site, maps in self.maps.items()
         }
 
     def absorb(self, state: Mapping[str, Any]) -> None:
         """Take in further maps."""
         for site, maps in state.items():
-            for name, view, one in maps:
-                self.maps[site][name, view] = one.numpy()
+            for view, values, size, canvas in maps:
+                self.maps[site][view] = MeanMap(values.numpy(), size, canvas)
 
     def clear(self) -> None:
         """Forget all maps."""
@@ -95,8 +96,8 @@ def _mean_maps(seen: Seen, valid: Bool[Tensor, "b n"]) -> Float[Tensor, "b m"]:
     if steps is not None:
         return composed_mean_map(*steps, valid.view(len(valid), *seen.capture.query_grid))
     if isinstance(capture, SingleMapCapture):
-        logits = capture.logits if capture.logits is not None else capture.x.new_zeros(capture.x.shape[:2])
-        return logits.double().softmax(-1)
+        scores = capture.logits if capture.logits is not None else capture.x.new_zeros(capture.x.shape[:2])
+        return scores.double().softmax(-1)
     assert isinstance(capture, PairwiseCapture)
     if capture.instantiation in ("dot_product", "concat"):
         return _of_other_maps(capture, valid)

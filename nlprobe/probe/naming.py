@@ -82,7 +82,8 @@ class Naming:
         views = [0] * len(ids) if views is None else views
         pictures = [None] * len(ids) if sizes is None else [(int(height), int(width)) for height, width in sizes]
         shown = [None] * len(ids) if objects is None else objects
-        self._named = [_Named(str(name), *rest) for name, *rest in zip(ids, views, pictures, shown, strict=True)]
+        named = zip(map(str, ids), views, pictures, shown, strict=True)
+        self._named = [_Named(*one) for one in named]
         self._canvas = canvas
         try:
             yield

@@ -122,7 +122,8 @@ def _by_query(seen: Seen, at: int, keys: Float64[Tensor, "k m"]) -> Float64[Tens
     """The part of |ω_i| on each set of keys, for every query of one image."""
     capture, steps = seen.capture, seen.steps()
     if steps is not None:
-        return cross_key_mass(*(one[:, at : at + 1] for one in steps), keys.unsqueeze(0))[0]
+        query, key = (one[:, at : at + 1] for one in steps)
+        return cross_key_mass(query, key, keys.unsqueeze(0))[0]
     if isinstance(capture, SingleMapCapture):
         n = capture.x.shape[1]
         logits = capture.logits[at] if capture.logits is not None else capture.x.new_zeros(n)

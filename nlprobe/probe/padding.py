@@ -1,7 +1,6 @@
 """Which positions of a site lie in the pictures, and which in the padding at their right and bottom."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from nlprobe.errors import ConfigError
 from nlprobe.probe.adapters import Capture, PairwiseCapture
 from nlprobe.probe.naming import Size, Upcoming
+from nlprobe.stats.grids import valid_cells
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,6 @@ class Padding:
     def any(self) -> bool:
         """Whether any query of any image lies in the padding."""
         return not bool(self.queries.all())
-
-
-def valid_cells(sizes: Sequence[Size], canvas: Size, grid: tuple[int, ...]) -> Bool[Tensor, "b n"]:
-    """Which cells of a grid over the padded tensor lie in the picture, cell by cell in row-major order.
-
-    The grid's h'×w' cells cover the tensor's H×W pixels evenly, whether or not h' divides H; so do those of pooled
-    keys. A cell (y, x) belongs to a picture of h×w pixels where its centre does: (y + ½)·H/h' < h and (x + ½)·W/w' < w.
-    The first row and the first column always do, so that no picture is without positions. Of a grid with more than two
-    axes the last two are meant.
-
-    Args:
-        sizes: Heights and widths of the pictures.
-        canvas: Height and width of the padded tensor, H and W.
-        grid: Sizes of the grid.
-    """
-    sides = []
-    for pixels, length, count in zip(zip(*sizes, strict=True), canvas, grid[-2:], strict=True):
-        # twice the centre, times h', in whole numbers: no rounding at the edge
-        centres = (2 * torch.arange(count) + 1) * length
-        inside = centres < 2 * count * torch.tensor(pixels).unsqueeze(-1)
-        inside[:, 0] = True
-        sides.append(inside)
-    cells = sides[0].unsqueeze(-1) & sides[1].unsqueeze(-2)  # (b, h', w')
-    return cells.flatten(1).repeat(1, math.prod(grid[:-2]))
 
 
 @dataclass(frozen=True)

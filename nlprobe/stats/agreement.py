@@ -3,18 +3,34 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Float64
 
 from nlprobe.errors import ConfigError
+from nlprobe.stats.grids import valid_cells
 from nlprobe.stats.intervals import Estimate, bootstrap_mean, paired_difference
 
 Grid = tuple[int, int]
 Map = Float[np.ndarray, "_ _"]
 View = tuple[str, int]
 """An image, and which crop of it."""
+
+
+class MeanMap(NamedTuple):
+    """The mean map of an image.
+
+    Attributes:
+        values: On the grid of the keys, those in the padding among them.
+        size: Height and width of the picture within its padded tensor, in pixels; None where nothing is padded.
+        canvas: Height and width of that tensor.
+    """
+
+    values: Map
+    size: Grid | None = None
+    canvas: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -36,13 +52,14 @@ class Agreement:
     grids: Sequence[Grid]
 
 
-def agreement(first: Sequence[Map], second: Sequence[Map]) -> Agreement:
+def agreement(first: Sequence[MeanMap], second: Sequence[MeanMap]) -> Agreement:
     """Compare the maps of two networks, image by image (the claim of the paper's Figure 5).
 
-    agreement_i = ⟨a_i, b_i⟩ / (‖a_i‖ ‖b_i‖). Where the two networks' keys lie on grids of different coarseness, as with
-    keys pooled 2×2, the finer map's masses are summed over the cells of the coarser grid (`summed`). For `shuffled` the
-    second map is that of another image (`partners`), resized bilinearly where its grid differs (`resized`). A uniform
-    map of M cells has the cosine √(n_eff/M) with a map that sums to one.
+    agreement_i = ⟨a_i, b_i⟩ / (‖a_i‖ ‖b_i‖) over the cells in the picture. Where the two networks' keys lie on grids of
+    different coarseness, as with keys pooled 2×2, the finer map's masses are summed over the cells of the coarser grid
+    (`summed`); then cells in the padding are left out (`valid_cells`). For `shuffled` the second map is that of another
+    image (`partners`), resized bilinearly where its grid differs (`resized`). A uniform map of M cells has the cosine
+    √(n_eff/M) with a map that sums to one.
 
     Args:
         first: The first network's map of each image.
@@ -117,7 +134,7 @@ def site_agreement(
     labels: tuple[str, str],
     sites: tuple[str, str],
     matched: str,
-    maps: tuple[Mapping[View, Map], Mapping[View, Map]],
+    maps: tuple[Mapping[View, MeanMap], Mapping[View, MeanMap]],
     seed: int = 0,
 ) -> SiteAgreement:
     """The agreement of two networks at two sites with its 95 % bootstrap intervals over images.
@@ -141,7 +158,7 @@ def site_agreement(
     columns = {name: getattr(found, name) for name in ("agreement", "shuffled", "uniform_first", "uniform_second")}
     frame = pd.DataFrame(columns, index=pd.Index([image for image, _ in common], name="image"))
     means = frame.groupby("image", sort=False).mean()
-    estimates = {name: bootstrap_mean(means[name].to_numpy(), seed=seed) for name in means}
+    estimates = {name: bootstrap_mean(means[name].to_numpy(), seed=seed) for name in columns}
     values = (means["agreement"].to_numpy(), means["shuffled"].to_numpy())
     estimates["difference"] = paired_difference(*values, seed=seed)
     grids = sorted(set(found.grids), key=lambda grid: (grid[0] * grid[1], grid))
@@ -193,18 +210,25 @@ def resized(values: Map, grid: Grid) -> Float64[np.ndarray, "rows columns"]:
     return down @ values.astype(np.float64) @ across.T
 
 
-def _on_one_grid(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    grid = (min(first.shape[0], second.shape[0]), min(first.shape[1], second.shape[1]))
-    for one in (first, second):
-        factors = {size // part for size, part in zip(one.shape, grid, strict=True)}
+def _on_one_grid(first: MeanMap, second: MeanMap) -> tuple[np.ndarray, np.ndarray]:
+    """Both maps on the coarser grid of the two, without what lies in the padding."""
+    shapes = first.values.shape, second.values.shape
+    grid = (min(shapes[0][0], shapes[1][0]), min(shapes[0][1], shapes[1][1]))
+    for shape in shapes:
+        factors = {size // part for size, part in zip(shape, grid, strict=True)}
         # pooling by k leaves ⌊size/k⌋ cells; along an axis with few of them other factors come out as well
-        if not any(tuple(size // factor for size in one.shape) == grid for factor in factors):
-            sizes = " and ".join("x".join(map(str, shape)) for shape in (first.shape, second.shape))
+        if not any(tuple(size // factor for size in shape) == grid for factor in factors):
             raise ConfigError(
-                f"the maps of one image have {sizes} keys, and neither grid is the other one pooled",
+                f"the maps of one image have {' and '.join('x'.join(map(str, each)) for each in shapes)} keys, and "
+                "neither grid is the other one pooled",
                 "compare sites whose inputs have the same size, with --match SITE=SITE",
             )
-    return summed(first, grid), summed(second, grid)
+    inside = np.ones(grid, dtype=np.bool_)
+    for one in (first, second):
+        if one.size is not None and one.canvas is not None:
+            inside &= valid_cells([one.size], one.canvas, grid)[0].view(grid).numpy()
+    rows, columns = np.ix_(inside.any(1), inside.any(0))
+    return summed(first.values, grid)[rows, columns], summed(second.values, grid)[rows, columns]
 
 
 def _number(value: float) -> float | None:

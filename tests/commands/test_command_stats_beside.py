@@ -103,7 +103,12 @@ def test_agreement_is_the_cosine_of_what_a_reader_finds(checkpoints, coco, capsy
             model = nlprobe.load(path).eval()
             with nlprobe.probe(model, readers=[reader]) as probe, probe.images(["x"], sizes=[size]), torch.no_grad():
                 model(image.unsqueeze(0))
-            maps.append(reader.maps[site]["x", 0].astype(float).ravel())
+            values = reader.maps[site]["x", 0].values
+            assert values.shape == (image.shape[1] // 16, image.shape[2] // 16)
+            rows, columns = (  # centres of cells of 16 pixels within the picture
+                (np.arange(count) + 0.5) * 16 < pixels for count, pixels in zip(values.shape, size, strict=True)
+            )
+            maps.append(values[rows][:, columns].astype(float).ravel())
         cosines.append(maps[0] @ maps[1] / np.sqrt(maps[0] @ maps[0] * (maps[1] @ maps[1])))
     assert found["agreement"]["mean"] == pytest.approx(np.mean(cosines), rel=1e-5)
 
@@ -153,7 +158,7 @@ def test_attention_on_objects_is_measured_by_size_and_class(checkpoints, coco, t
     assert found["all", ""]["objects"] == 7  # the crowd is left out
     assert (found["class", "cat"]["objects"], found["class", "cat"]["mass"]["n"]) == (3, 3)
     assert found["size", "small"] == found["class", "cat"] | {"group": "size", "name": "small"}
-    lines = pd.read_csv(out / "objects.csv")
+    lines = pd.read_csv(out / "object_records.csv")
     assert len(lines) == 7
     cats = lines[lines["class"] == "cat"]
     assert found["class", "cat"]["mass"]["mean"] == pytest.approx((cats["mass"] / cats["area"]).mean())

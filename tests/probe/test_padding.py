@@ -30,7 +30,7 @@ from nlprobe.blocks import (
 from nlprobe.errors import ConfigError
 from nlprobe.probe import Probe, init_block
 from nlprobe.probe.baselines import redraw
-from nlprobe.probe.padding import valid_cells
+from nlprobe.stats.grids import valid_cells
 from nlprobe.stats.records import KEY_COLUMNS, VALUE_COLUMNS
 from nlprobe.stats.summary import at_positions, per_image, summarise
 

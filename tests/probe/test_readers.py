@@ -77,7 +77,8 @@ def test_mean_maps_are_means_over_the_queries_in_the_picture(instantiation: str,
         att = brute_block(model.block, model.stem(pictures()[index : index + 1]).detach())["att"]
         grid = (6, 8) if sub_sample == "none" else (3, 4)
         expected = att[valid(index)].mean(0).view(grid)
-        found = maps.maps["block"][image, 0]
+        found, *extent = maps.maps["block"][image, 0]
+        assert extent == [SIZES[index], CANVAS]
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
 
@@ -88,7 +89,7 @@ def test_the_one_map_of_a_context_block_is_its_mean_map(pooling: str) -> None:
     maps = MeanMaps(["block"])
     shown(model, maps)
     expected = brute_context(model.block, model.stem(pictures()[1:]).detach())["weights"].view(6, 8)
-    np.testing.assert_allclose(maps.maps["block"]["b", 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(maps.maps["block"]["b", 0].values, expected, rtol=1e-5)
 
 
 def test_steps_of_criss_cross_attention_have_one_mean_map() -> None:
@@ -98,7 +99,7 @@ def test_steps_of_criss_cross_attention_have_one_mean_map() -> None:
     composed = composed_map(model)
     for index, image in enumerate("ab"):
         np.testing.assert_allclose(
-            maps.maps["block"][image, 0], composed[index][valid(index)].mean(0).view(6, 8), rtol=1e-4
+            maps.maps["block"][image, 0].values, composed[index][valid(index)].mean(0).view(6, 8), rtol=1e-4
         )
 
 
@@ -131,7 +132,7 @@ def test_heads_are_averaged_and_prefix_tokens_left_out() -> None:
     handle.remove()
     qkv = model.blocks[0].attn.qkv(x[0]).unflatten(-1, (3, 3, 64)).permute(2, 0, 3, 1, 4).detach().double()
     att = (qkv[0] @ qkv[1].mT / 8).softmax(-1)[0].mean(0)
-    np.testing.assert_allclose(maps.maps["blocks.0.attn"]["a", 0], att[1:, 1:].mean(0).view(3, 5), rtol=1e-4)
+    np.testing.assert_allclose(maps.maps["blocks.0.attn"]["a", 0].values, att[1:, 1:].mean(0).view(3, 5), rtol=1e-4)
     assert grids.grids == {"blocks.0.attn": ((3, 5), (3, 5))}
 
 
@@ -275,7 +276,8 @@ def test_what_was_read_can_be_kept_and_put_together(tmp_path) -> None:
     probe.absorb(torch.load(tmp_path / "state.pt", weights_only=True))
     assert list(first[0].maps["block"]) == [("a", 0), ("b", 0)]
     for view, one in whole[0].maps["block"].items():
-        assert np.array_equal(first[0].maps["block"][view], one)
+        assert np.array_equal(first[0].maps["block"][view].values, one.values)
+        assert first[0].maps["block"][view][1:] == one[1:] == (SIZES["ab".index(view[0])], CANVAS)
     assert first[1].frame().equals(whole[1].frame())
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nlprobe.errors import ConfigError
-from nlprobe.stats.agreement import agreement, partners, resized, site_agreement, summed
+from nlprobe.stats.agreement import Agreement, MeanMap, partners, resized, site_agreement, summed
+from nlprobe.stats.agreement import agreement as of_mean_maps
 
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
@@ -18,6 +19,11 @@ GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))
 def drawn(grid: tuple[int, int], seed: int = 0) -> np.ndarray:
     values = np.random.default_rng(seed).random(grid)
     return (values / values.sum()).astype(np.float32)
+
+
+def agreement(first: list[np.ndarray], second: list[np.ndarray]) -> Agreement:
+    """Of maps without padding."""
+    return of_mean_maps(*([MeanMap(one) for one in maps] for maps in (first, second)))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,6 +59,18 @@ def test_a_map_over_pooled_keys_is_compared_on_their_grid() -> None:
         assert found.grids == [(3, 4)]
         assert found.agreement[0] == pytest.approx(cosine(pooled, coarse), rel=1e-12)
     assert math.isnan(agreement([fine], [coarse]).shuffled[0])
+
+
+def test_what_lies_in_the_padding_is_left_out_of_the_comparison() -> None:
+    """Of 24x32 pixels 17x21 are picture: on 3x4 cells the first 2 rows and 3 columns, on 6x8 the first 4 and 5."""
+    fine, coarse = drawn((6, 8)), drawn((3, 4), 1)
+    extent = {"size": (17, 21), "canvas": (24, 32)}
+    found = of_mean_maps([MeanMap(fine, **extent)], [MeanMap(coarse, **extent)])
+    pooled = fine.astype(float).reshape(3, 2, 4, 2).sum((1, 3))
+    assert found.agreement[0] == pytest.approx(cosine(pooled[:2, :3], coarse[:2, :3]), rel=1e-12)
+    assert found.grids == [(2, 3)]
+    found = of_mean_maps([MeanMap(fine, **extent)], [MeanMap(drawn((6, 8), 2), **extent)])
+    assert found.agreement[0] == pytest.approx(cosine(fine[:4, :5], drawn((6, 8), 2)[:4, :5]), rel=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,11 +119,13 @@ def test_grids_of_which_none_is_the_other_pooled_are_refused(other: tuple[int, i
 
 
 def test_the_estimate_is_over_the_images_that_both_have_seen() -> None:
-    first = {(name, view): drawn((3, 4), at) for at, (name, view) in enumerate([("a", 0), ("a", 1), ("b", 0)])}
-    second = {(name, view): drawn((3, 4), 9 + at) for at, (name, view) in enumerate([("b", 0), ("a", 1), ("a", 0)])}
-    second["c", 0] = drawn((3, 4))
+    first = {(name, view): MeanMap(drawn((3, 4), at)) for at, (name, view) in enumerate([("a", 0), ("a", 1), ("b", 0)])}
+    second = {
+        (name, view): MeanMap(drawn((3, 4), 9 + at)) for at, (name, view) in enumerate([("b", 0), ("a", 1), ("a", 0)])
+    }
+    second["c", 0] = MeanMap(drawn((3, 4)))
     found = site_agreement(("NL", "GC"), ("x", "y"), "by hand", (first, second))
-    each = {view: cosine(one, second[view]) for view, one in first.items()}
+    each = {view: cosine(one.values, second[view].values) for view, one in first.items()}
     assert found.estimates["agreement"].n == 2
     a = (each["a", 0] + each["a", 1]) / 2
     assert found.by_image.loc["a", "agreement"] == pytest.approx(a)
@@ -117,11 +137,11 @@ def test_the_estimate_is_over_the_images_that_both_have_seen() -> None:
     assert payload["agreement"]["n"] == 2
     assert (payload["first_site"], payload["second_site"], payload["grids"]) == ("x", "y", [[3, 4], [3, 4]])
     with pytest.raises(ConfigError, match="no image in common"):
-        site_agreement(("NL", "GC"), ("x", "y"), "", (first, {("z", 0): drawn((3, 4))}))
+        site_agreement(("NL", "GC"), ("x", "y"), "", (first, {("z", 0): MeanMap(drawn((3, 4)))}))
 
 
 def test_a_single_image_has_no_interval_and_null_in_json() -> None:
-    one = {("a", 0): drawn((3, 4))}
+    one = {("a", 0): MeanMap(drawn((3, 4)))}
     found = site_agreement(("NL", "GC"), ("x", "y"), "", (one, one)).as_dict()
     assert found["agreement"] == {"mean": pytest.approx(1), "low": None, "high": None, "n": 1}
     assert found["shuffled"] == {"mean": None, "low": None, "high": None, "n": 0}
