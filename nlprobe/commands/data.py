@@ -18,6 +18,7 @@ from nlprobe.data import (
     Video,
     open_parts,
     write_miniature_cityscapes,
+    write_miniature_coco,
     write_miniature_imagenet,
 )
 from nlprobe.errors import DataError
@@ -27,6 +28,7 @@ from nlprobe.tables import Column, Table
 MINIATURES: dict[str, Callable[..., Path]] = {
     "imagenet": write_miniature_imagenet,
     "cityscapes": write_miniature_cityscapes,
+    "coco": write_miniature_coco,
 }
 
 
@@ -53,8 +55,9 @@ def miniature(out: Path, only: tuple[str, ...], train: int | None, val: int | No
 
     `OUT/imagenet` has ImageNet's folders: scenes of handwritten digits on photographs, whose class is the digit that
     most of them are; 4000 for training and 800 for validation. `OUT/cityscapes` has Cityscapes' leftImg8bit and gtFine:
-    streets in which the digits are the traffic; 1000 and 200. The files are a function of the seed, byte for byte.
-    Needs scikit-learn.
+    streets in which the digits are the traffic; 1000 and 200. `OUT/coco` has COCO's pictures and instances JSON: plates
+    with digits as objects, each with box, class and outline; 1000 and 200. The files are a function of the seed, byte
+    for byte. Needs scikit-learn.
 
     \b
     Example:
