@@ -73,16 +73,38 @@ def bootstrap_of_sum(
         The numbers of all images together, and the ends of their percentile intervals (NaN for fewer than two images,
         and where a number is undefined in every sample). Cost: O(resamples · n · k).
     """
-    n = len(values)
-    found = np.atleast_1d(statistic(values.sum(0)))
+    rows = values.reshape(len(values), -1)
+    return bootstrap_of_counts(
+        len(values), lambda drawn: statistic((drawn @ rows).reshape(values.shape[1:])), seed=seed, resamples=resamples
+    )
+
+
+def bootstrap_of_counts(
+    n: int,
+    statistic: Callable[[Int64[np.ndarray, " n"]], np.ndarray],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> tuple[Float[np.ndarray, " s"], Float[np.ndarray, " s"], Float[np.ndarray, " s"]]:
+    """Numbers that follow from how often each image counts, such as an average precision, with 95 % intervals.
+
+    Args:
+        n: Number of images.
+        statistic: From how often each image counts to one number or several.
+        seed: Seed of the resampling; draws the same images as `bootstrap_mean`.
+        resamples: Number of bootstrap samples.
+
+    Returns:
+        The numbers where each image counts once, and the ends of their percentile intervals (NaN for fewer than two
+        images, and where a number is undefined in every sample). Cost: O(resamples) times that of `statistic`.
+    """
+    found = np.atleast_1d(statistic(np.ones(n, dtype=np.int64)))
     if n < 2:
         return found, np.full_like(found, np.nan), np.full_like(found, np.nan)
     generator = np.random.default_rng(seed)
-    rows = values.reshape(n, -1)
     samples = np.empty((resamples, len(found)))
     for sample in range(resamples):
-        drawn = np.bincount(generator.integers(0, n, n), minlength=n)
-        samples[sample] = statistic((drawn @ rows).reshape(values.shape[1:]))
+        samples[sample] = statistic(np.bincount(generator.integers(0, n, n), minlength=n))
     low, high = np.full_like(found, np.nan), np.full_like(found, np.nan)
     defined = ~np.isnan(samples).all(0)
     low[defined], high[defined] = np.nanquantile(samples[:, defined], [0.025, 0.975], axis=0)

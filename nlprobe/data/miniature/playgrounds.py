@@ -45,8 +45,8 @@ class PlaygroundSettings:
     shorter: tuple[int, int] = (72, 96)
     longer: tuple[int, int] = (104, 128)
     most: int = 6
-    smallest: int = 18
-    largest: int = 50
+    smallest: int = 20
+    largest: int = 56
     least_visible: float = 0.55
     clutter: int = 3
     empty: float = 0.04
@@ -63,6 +63,7 @@ class Kind:
 
 
 def _round(across: float, down: float, corners: int = 40) -> Corners:
+    """Corners on an ellipse, the first a half step from its right end."""
     turns = [2 * math.pi * (place + 0.5) / corners for place in range(corners)]
     return tuple((across * math.cos(turn), down * math.sin(turn)) for turn in turns)
 
@@ -72,14 +73,14 @@ def _tile(across: float, down: float) -> Corners:
 
 
 KINDS = {
-    0: Kind(("car", "car"), _round(1, 1), (30, 60, 160)),
+    0: Kind(("car", "car"), _round(1.0, 1.0), (30, 60, 160)),
     1: Kind(("person", "person"), _tile(0.6, 0.95), (30, 120, 40)),
     3: Kind(("bus", "bus"), _tile(0.8, 0.8), (20, 120, 120)),
-    4: Kind(("kite", "kite"), ((0, -1), (1, 0), (0, 1), (-1, 0)), (110, 80, 20)),
-    5: Kind(("train", "train"), _tile(1, 0.55), (90, 30, 140)),
-    6: Kind(("stop sign", "stop sign"), _round(1, 1, 8), (160, 20, 40)),
-    7: Kind(("sports ball", "clock"), _round(1, 1), (170, 90, 20)),
-    8: Kind(("bowl", "bowl"), _round(1, 0.68), (150, 40, 130)),
+    4: Kind(("kite", "kite"), ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0)), (110, 80, 20)),
+    5: Kind(("train", "train"), _tile(1.0, 0.55), (90, 30, 140)),
+    6: Kind(("stop sign", "stop sign"), _round(1.0, 1.0, 8), (160, 20, 40)),
+    7: Kind(("sports ball", "clock"), _round(1.0, 1.0), (170, 90, 20)),
+    8: Kind(("bowl", "bowl"), _round(1.0, 0.68), (150, 40, 130)),
 }
 """The kinds of plates by their digit."""
 
@@ -122,7 +123,7 @@ class Playground:
 
     def hides_too_much(self, cover: Bool[np.ndarray, "h w"], least_visible: float) -> bool:
         """Whether `cover` leaves less than the least share of an object to be seen, or a hole in it."""
-        for number in np.unique(self.owner[cover]):
+        for number in np.unique(self.owner[cover]).tolist():
             if number:
                 left = self.mask(number - 1) & ~cover
                 if left.sum() < least_visible * self._areas[number - 1] or has_hole(left):
@@ -313,9 +314,9 @@ def _lay_crowd(scene: Playground, material: Material, rng: np.random.Generator) 
     covered = np.zeros((height, width), dtype=bool)
     for _ in range(int(rng.integers(9, 16))):
         x, y = middle[0] + rng.uniform(-22, 22), middle[1] + rng.uniform(-16, 16)
-        alpha = _drawn(KINDS[digit].corners, 12, 0.0, x, y, (height, width))
+        alpha = _drawn(KINDS[digit].corners, 12.0, 0.0, x, y, (height, width))
         ink = material.digits[int(rng.choice(material.instances(digit)))]
-        _paint_plate(scene, digit, ink, _Place(x, y, 0.0, alpha), 12, rng)
+        _paint_plate(scene, digit, ink, _Place(x, y, 0.0, alpha), 12.0, rng)
         covered |= alpha > 0.5
     scene.lay(covered, Plate(KINDS[digit].names[list(LIGHTS).index(scene.light)], digit, crowd=True))
 
@@ -343,5 +344,5 @@ def _lay_clutter(scene: Playground, material: Material, rng: np.random.Generator
         ink[1:-1, 1:-1] = rng.permutation(ink[1:-1, 1:-1].ravel()).reshape(8, 8)
         scene.blend(grey, place.alpha)
         drawn = draw_digit(ink, max(round(0.62 * diameter), 8), place.degrees)
-        scene.blend(np.full(3, 230, np.float32), _stamped(drawn, place, scene.owner.shape) * place.alpha)
+        scene.blend(np.full(3, 230.0, np.float32), _stamped(drawn, place, scene.owner.shape) * place.alpha)
         scene.lay(place.alpha > 0.5)
