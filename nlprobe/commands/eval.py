@@ -10,6 +10,7 @@ import click
 import torch
 
 from nlprobe.commands.action_scoring import ActionScoring
+from nlprobe.commands.detection_scoring import DetectionScoring
 from nlprobe.commands.options import (
     answers_option,
     config_option,
@@ -35,6 +36,7 @@ from nlprobe.processes import Processes
 
 FLAGS = {
     "segmentation": ("by_class", "predictions", "scales", "flip", "window", "stride"),
+    "detection": ("by_class", "predictions"),
     "action": ("clips", "crops"),
 }
 """The flags of single tasks."""
@@ -59,7 +61,7 @@ FLAGS = {
     type=click.IntRange(min=1),
     help="Images in one forward pass; 64 for classification, else 1.",
 )
-@click.option("--by-class", is_flag=True, help="Segmentation: the IoU of every class.")
+@click.option("--by-class", is_flag=True, help="Segmentation, detection: the IoU or AP of every class.")
 @click.option("--scale", "scales", multiple=True, type=float, help="Segmentation: score at this size too; repeatable.")
 @click.option("--flip", is_flag=True, help="Segmentation: score mirrored pictures too.")
 @click.option(
@@ -71,7 +73,8 @@ FLAGS = {
 @click.option(
     "--predictions",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Segmentation: write the predicted classes of every picture, in grey values and in colours, to this folder.",
+    help="Segmentation: write the predicted classes of every picture, in grey values and in colours, to this folder. "
+    "Detection: COCO's results JSON.",
 )
 @click.option("--clips", type=click.IntRange(min=1), help="Action: clips of each video. Else as in the recipe.")
 @click.option("--crops", type=click.IntRange(min=1), help="Action: crops of each clip. Else as in the recipe.")
@@ -99,8 +102,9 @@ def command(
     """Score checkpoints on a data set.
 
     Classification: single-crop top-1 and top-5. Segmentation: mean intersection over union, of whole pictures or as the
-    recipe says; --scale and --flip average the probabilities of several versions of a picture. Action: top-1 and top-5
-    by video, from the mean of the probabilities of its views, and by clip. With the preprocessing
+    recipe says; --scale and --flip average the probabilities of several versions of a picture. Detection: COCO's
+    average precision of boxes and masks. Action: top-1 and top-5 by video, from the mean of the probabilities of its
+    views, and by clip. With the preprocessing
     that the checkpoint names, and 95 % bootstrap intervals over images. Images that cannot be read are named, left out
     and counted.
 
@@ -155,6 +159,8 @@ def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
         return SegmentationScoring(_inference(asked), by_class=asked["by_class"], predictions=asked["predictions"])
     if task == "action":
         return ActionScoring(asked["clips"], asked["crops"])
+    if task == "detection":
+        return DetectionScoring(by_class=asked["by_class"], predictions=asked["predictions"])
     if task != "classification":
         raise ConfigError(f"`eval` scores no networks for {task}", "`nlprobe stats` measures them")
     return ClassificationScoring()
@@ -200,6 +206,7 @@ def _score(
             pin_memory=device.type == "cuda",
             share=Share(processes.rank, processes.count),
             keep_empty=True,
+            pad=one.preprocessing.pad,
         )
         before, step = batches.order.before, processes.count
         passed: Iterator[tuple[int, Batch]] = zip(count(processes.rank, step), batches, strict=False)

@@ -191,7 +191,7 @@ class _Plan:
             batch_size or self.scoring.batch_size,
             workers=workers,
             report=_left_out,
-            pin_memory=False,
+            pad=labelled.preprocessing.pad,
         )
         say(f"{self.one.label}: {self.scoring.describe(labelled)}")
         for batch in progress(loaded, self.one.label, len(self.data), count=lambda one: len(one.ids)):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from nlprobe.commands.action_scoring import ActionScoring
+from nlprobe.commands.detection_scoring import DetectionScoring
 from nlprobe.commands.scoring import ClassificationScoring, Scoring
 from nlprobe.commands.segmentation_scoring import SegmentationScoring
 from nlprobe.commands.sources import Named, task_of_checkpoint
@@ -11,6 +12,7 @@ SCORINGS: dict[str, Callable[[], Scoring]] = {
     "classification": ClassificationScoring,
     "segmentation": lambda: SegmentationScoring({}, by_class=False, predictions=None),
     "action": ActionScoring,
+    "detection": DetectionScoring,
 }
 """By task."""
 

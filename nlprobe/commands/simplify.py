@@ -204,7 +204,9 @@ def _batches(
     dataset: ImageDataset, what: str, *, scoring: Scoring, one: Labelled, size: int, workers: int
 ) -> Iterator[Batch]:
     """A pass over the images in their order."""
-    loaded = Batches(dataset, scoring.transform(one), size, workers=workers, report=_left_out)
+    loaded = Batches(
+        dataset, scoring.transform(one), size, workers=workers, report=_left_out, pad=one.preprocessing.pad
+    )
     yield from progress(loaded, what, len(dataset), count=lambda batch: len(batch.ids))
 
 

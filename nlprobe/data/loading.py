@@ -86,7 +86,7 @@ class Batches:
         self._keep_empty = keep_empty
         groups = _aspects(dataset) if by_aspect else None
         self.order = BatchOrder(len(dataset), batch_size, seed, share=share, parts=parts, groups=groups)
-        self.ids = dataset.ids
+        self.dataset, self.ids = dataset, dataset.ids
         self._report = report
         self._loader: DataLoader[Any] = DataLoader(
             _SeededSamples(dataset, transform, seed or 0),

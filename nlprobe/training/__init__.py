@@ -5,6 +5,9 @@ from nlprobe.training.action_recipes import ActionRecipe
 from nlprobe.training.catalogue import recipe, recipe_from_dict, recipe_names
 from nlprobe.training.classification import Classification, Scores, check_data, evaluate, rank_of_label
 from nlprobe.training.confusion import SegmentationScores
+from nlprobe.training.detection import Found, detect
+from nlprobe.training.detection_recipes import DetectionRecipe
+from nlprobe.training.detection_scores import DetectionScores, score_detections
 from nlprobe.training.engine import Engine, Observer
 from nlprobe.training.optimisers import Optimiser
 from nlprobe.training.progress import Progress
@@ -19,7 +22,10 @@ __all__ = [
     "ActionRecipe",
     "ActionScores",
     "Classification",
+    "DetectionRecipe",
+    "DetectionScores",
     "Engine",
+    "Found",
     "Inference",
     "Loss",
     "Observer",
@@ -32,6 +38,7 @@ __all__ = [
     "SegmentationScores",
     "Task",
     "check_data",
+    "detect",
     "evaluate",
     "evaluate_segmentation",
     "evaluate_videos",
@@ -39,4 +46,5 @@ __all__ = [
     "recipe",
     "recipe_from_dict",
     "recipe_names",
+    "score_detections",
 ]

@@ -12,6 +12,15 @@ from nlprobe.training.action_recipes import (
     MINIATURE_KINETICS,
     ActionRecipe,
 )
+from nlprobe.training.detection_recipes import (
+    COCO,
+    COCO_2X,
+    COCO_3X,
+    COCO_CHOICES,
+    COCO_SYNC,
+    MINIATURE_COCO,
+    DetectionRecipe,
+)
 from nlprobe.training.recipes import IMAGENET, IMAGENET_CHOICES, MINIATURE_IMAGENET, Recipe, flatten
 from nlprobe.training.segmentation_recipes import (
     CITYSCAPES,
@@ -24,6 +33,7 @@ RECIPE_CLASSES: dict[str, type[Recipe]] = {
     "classification": Recipe,
     "segmentation": SegmentationRecipe,
     "action": ActionRecipe,
+    "detection": DetectionRecipe,
 }
 """The class of recipes by task."""
 
@@ -31,12 +41,14 @@ CHOICES = {
     "imagenet": IMAGENET_CHOICES,
     "cityscapes": CITYSCAPES_CHOICES,
     **dict.fromkeys(("kinetics", "kinetics-inflated"), KINETICS_CHOICES),
+    **dict.fromkeys(("coco", "coco-syncbn", "coco-2x", "coco-3x"), COCO_CHOICES),
 }
 """What recipes do where the text that they follow leaves something open; `--dry-run` shows them."""
 
 _KNOWN: tuple[Recipe, ...] = (
     *(IMAGENET, MINIATURE_IMAGENET, CITYSCAPES, MINIATURE_CITYSCAPES),
     *(KINETICS, KINETICS_INFLATED, MINIATURE_KINETICS),
+    *(COCO, COCO_SYNC, COCO_2X, COCO_3X, MINIATURE_COCO),
 )
 _RECIPES = {known.name: known for known in _KNOWN}
 

@@ -7,7 +7,14 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from nlprobe.data import Augmentation, ClipAugmentation, Joint, JointAugmentation, Preprocessing
+from nlprobe.data import (
+    Augmentation,
+    ClipAugmentation,
+    InstanceAugmentation,
+    Joint,
+    JointAugmentation,
+    Preprocessing,
+)
 from nlprobe.data.preprocessing import Transform
 from nlprobe.errors import ConfigError
 from nlprobe.suggestions import did_you_mean
@@ -58,7 +65,9 @@ class Recipe:
     channels_last: bool = False
     optimiser: Optimiser = field(default_factory=Optimiser)
     schedule: Schedule = field(default_factory=Schedule)
-    augmentation: Augmentation | JointAugmentation | ClipAugmentation = field(default_factory=Augmentation)
+    augmentation: Augmentation | JointAugmentation | InstanceAugmentation | ClipAugmentation = field(
+        default_factory=Augmentation
+    )
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def __post_init__(self) -> None:
@@ -83,6 +92,10 @@ class Recipe:
     def validation_transform(self) -> Transform | Joint:
         """What pictures to be scored, and their labels, go through."""
         return self.preprocessing.transform()
+
+    def groups_by_aspect(self) -> bool:
+        """Whether pictures that are wider than high come in batches of their own."""
+        return False
 
     def override(self, settings: Mapping[str, Any]) -> "Recipe":
         """The recipe with other values; a key is a field, or `part.field` such as `optimiser.momentum`.

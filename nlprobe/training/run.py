@@ -154,6 +154,8 @@ class Run:
             pin_memory=pin_memory,
             share=share,
             parts=recipe.accumulate,
+            pad=recipe.preprocessing.pad,
+            by_aspect=recipe.groups_by_aspect(),
         )
         validation = Batches(
             self.validation,
@@ -163,6 +165,7 @@ class Run:
             report=report,
             pin_memory=pin_memory,
             share=share,
+            pad=recipe.preprocessing.pad,
         )
         task = self.task.make(training, validation, recipe, device, processes)
         model = self.build()

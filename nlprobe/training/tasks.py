@@ -11,6 +11,7 @@ from nlprobe.processes import Processes
 from nlprobe.suggestions import did_you_mean
 from nlprobe.training.action import Action, check_videos
 from nlprobe.training.classification import Classification, check_data
+from nlprobe.training.detection import Detection, check_instances
 from nlprobe.training.recipes import Recipe
 from nlprobe.training.segmentation import Segmentation, check_label_maps
 from nlprobe.training.task import Task
@@ -37,6 +38,7 @@ TASKS = {
     "classification": TaskKind(check_data, Classification, validation_batch=64),
     "segmentation": TaskKind(check_label_maps, Segmentation, validation_batch=1),
     "action": TaskKind(check_videos, Action, validation_batch=16),
+    "detection": TaskKind(check_instances, Detection, validation_batch=1),
 }
 
 
