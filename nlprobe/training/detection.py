@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nlprobe.data import Batch, Batches, ImageDataset, Instances
+from nlprobe.data import Batch, ImageDataset, Instances
 from nlprobe.errors import DataError
 from nlprobe.models.detections import Detections
 from nlprobe.processes import ALONE, Processes
 from nlprobe.training.detection_results import ImageDetections, Kind, in_original
 from nlprobe.training.detection_scores import DetectionScores, score_detections, whole_of
 from nlprobe.training.image_task import ImageTask
-from nlprobe.training.recipes import Recipe
 from nlprobe.training.task import Loss, Stop
 
 
@@ -114,17 +113,6 @@ class Detection(ImageTask):
 
     monitor = "box_ap"
 
-    def __init__(
-        self,
-        training: Batches,
-        validation: Batches,
-        recipe: Recipe,
-        device: torch.device,
-        processes: Processes = ALONE,
-    ) -> None:
-        super().__init__(training, validation, recipe, device, processes)
-        self._dataset = validation.dataset
-
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """The sum of the network's losses, each the mean over the batch as the network takes it."""
         objects = [each.to(self._device, non_blocking=True) for each in _objects(batch)]
@@ -132,7 +120,7 @@ class Detection(ImageTask):
         losses: dict[str, Tensor] = model(images, sizes_of(batch), objects)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         count = len(batch.ids)
-        return Loss(total, count, {name: loss.detach().float() * count for name, loss in losses.items()})
+        return Loss(total, count, {f"loss_{name}": loss.detach().float() * count for name, loss in losses.items()})
 
     def validate(self, model: nn.Module, stop: Stop) -> dict[str, float] | None:
         """COCO's numbers for boxes and masks on the validation set."""
@@ -147,7 +135,7 @@ class Detection(ImageTask):
         )
         if found is None:
             return None
-        scores: DetectionScores = score_detections(self._dataset, found.detections, found.kinds)
+        scores: DetectionScores = score_detections(self._validation.dataset, found.detections, found.kinds)
         # A kind of object that is not there has no precision, which JSON and the choice of the best epoch cannot hold.
         return {name: value for name, value in scores.means().items() if value == value}
 
