@@ -75,7 +75,7 @@ COCO_CHOICES = Choices(
 # digit or none.
 MINIATURE_COCO = DetectionRecipe(
     name="miniature-coco",
-    epochs=6,
+    epochs=4,
     batch_size=8,
     optimiser=Optimiser(learning_rate=0.02, momentum=0.9, nesterov=True, weight_decay=1e-4, clip_norm=10.0),
     schedule=Schedule(kind="cosine", unit="step", warmup_epochs=0.5),
