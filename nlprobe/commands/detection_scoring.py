@@ -81,7 +81,7 @@ class DetectionScoring(Scoring):
             def three(
                 counts: np.ndarray, pair: list[AveragePrecision] = pair, chosen: list[int] = chosen
             ) -> np.ndarray:
-                first, second = (each.at(counts.astype(np.float64))[chosen] for each in pair)
+                first, second = (each.at(counts)[chosen] for each in pair)
                 return np.concatenate([first, second, second - first])
 
             estimates = _estimates(len(old.image_ids), three, seed)
@@ -120,7 +120,7 @@ _HEADS = dict(zip(METRICS, ("AP", "AP50", "AP75", "S", "M", "L"), strict=True))
 
 def _cells(scores: DetectionScores, kind: Kind, seed: int) -> list[object]:
     one, n = scores.kinds[kind], len(scores.image_ids)
-    estimates = _estimates(n, lambda counts: one.at(counts.astype(np.float64)), seed)
+    estimates = _estimates(n, lambda counts: one.at(counts), seed)
     return [
         None if np.isnan(value) else Cell(value, estimate.low, estimate.high, n)
         for value, estimate in zip(one.values.values(), estimates, strict=True)

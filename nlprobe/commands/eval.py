@@ -37,7 +37,7 @@ from nlprobe.processes import Processes
 FLAGS = {
     "segmentation": ("by_class", "predictions", "scales", "flip", "window", "stride"),
     "detection": ("by_class", "predictions"),
-    "action": ("clips", "crops"),
+    "action_recognition": ("clips", "crops"),
 }
 """The flags of single tasks."""
 
@@ -157,7 +157,7 @@ def _scoring(networks: Sequence[Labelled], asked: dict[str, Any]) -> Scoring:
             raise ConfigError(f"`--{flag}` is for {owners}, and the checkpoints are of {task}", "leave it out")
     if task == "segmentation":
         return SegmentationScoring(_inference(asked), by_class=asked["by_class"], predictions=asked["predictions"])
-    if task == "action":
+    if task == "action_recognition":
         return ActionScoring(asked["clips"], asked["crops"])
     if task == "detection":
         return DetectionScoring(by_class=asked["by_class"], predictions=asked["predictions"])

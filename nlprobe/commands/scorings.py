@@ -11,7 +11,7 @@ from nlprobe.commands.sources import Named, task_of_checkpoint
 SCORINGS: dict[str, Callable[[], Scoring]] = {
     "classification": ClassificationScoring,
     "segmentation": lambda: SegmentationScoring({}, by_class=False, predictions=None),
-    "action": ActionScoring,
+    "action_recognition": ActionScoring,
     "detection": DetectionScoring,
 }
 """By task."""

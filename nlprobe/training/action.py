@@ -140,7 +140,7 @@ def _probabilities(
 
 
 class Action(Classification):
-    """The task of `recipe.task` "action": classification of clips; see `training.task.Task`."""
+    """The task of `recipe.task` "action_recognition": classification of clips; see `training.task.Task`."""
 
 
 def check_videos(training: ImageDataset, validation: ImageDataset, batch_size: int) -> None:

@@ -23,7 +23,7 @@ class ActionRecipe(Recipe):
         ConfigError: a number out of its range, or a memory order that clips do not have.
     """
 
-    task: str = "action"
+    task: str = "action_recognition"
     augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
     preprocessing: ClipPreprocessing = field(default_factory=lambda: ClipPreprocessing(resize=256, crop=224))
     clips: int = 10

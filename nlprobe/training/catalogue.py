@@ -32,7 +32,7 @@ from nlprobe.training.segmentation_recipes import (
 RECIPE_CLASSES: dict[str, type[Recipe]] = {
     "classification": Recipe,
     "segmentation": SegmentationRecipe,
-    "action": ActionRecipe,
+    "action_recognition": ActionRecipe,
     "detection": DetectionRecipe,
 }
 """The class of recipes by task."""

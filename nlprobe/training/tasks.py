@@ -37,7 +37,7 @@ class TaskKind:
 TASKS = {
     "classification": TaskKind(check_data, Classification, validation_batch=64),
     "segmentation": TaskKind(check_label_maps, Segmentation, validation_batch=1),
-    "action": TaskKind(check_videos, Action, validation_batch=16),
+    "action_recognition": TaskKind(check_videos, Action, validation_batch=16),
     "detection": TaskKind(check_instances, Detection, validation_batch=1),
 }
 
