@@ -1,8 +1,10 @@
 """Small detection networks of ours and torchvision's, and objects to train them on."""
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
@@ -81,3 +83,59 @@ def torchvision_detector(*, masks: bool = True) -> nn.Module:
                 nn.init.normal_(module.running_mean, 0.0, 0.1)
                 nn.init.uniform_(module.running_var, 0.5, 1.5)
     return network.eval()
+
+
+PARTS = ("classes", "boxes")
+
+
+def box_head(state: dict[str, Tensor], name: str, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and deltas of a box head in evaluation mode, from its weights alone."""
+    body = f"{name}.body"
+    layer = 0
+    while f"{body}.{layer}.0.weight" in state:  # convolutions, with a norm or without
+        pooled = F.conv2d(pooled, state[f"{body}.{layer}.0.weight"], state.get(f"{body}.{layer}.0.bias"), padding=1)
+        if f"{body}.{layer}.1.weight" in state:
+            norm = {part: state[f"{body}.{layer}.1.{part}"] for part in ("weight", "bias")}
+            mean, variance = (state[f"{body}.{layer}.1.running_{part}"] for part in ("mean", "var"))
+            pooled = F.batch_norm(pooled, mean, variance, **norm)
+        pooled = F.relu(pooled)
+        layer += 1
+    x = pooled.flatten(1)
+    layer += 1
+    while f"{body}.{layer}.weight" in state:
+        x = F.relu(F.linear(x, state[f"{body}.{layer}.weight"], state[f"{body}.{layer}.bias"]))
+        layer += 2
+    logits, deltas = (F.linear(x, state[f"{name}.{part}.weight"], state[f"{name}.{part}.bias"]) for part in PARTS)
+    return logits, deltas.view(len(deltas), -1, 4)
+
+
+def mask_head(state: dict[str, Tensor], name: str, pooled: Tensor) -> Tensor:
+    """Mask logits of all classes in evaluation mode, from the weights alone; without norms."""
+    layer = 0
+    while f"{name}.body.{layer}.0.weight" in state:
+        weight, bias = state[f"{name}.body.{layer}.0.weight"], state[f"{name}.body.{layer}.0.bias"]
+        pooled = F.relu(F.conv2d(pooled, weight, bias, padding=1))
+        layer += 1
+    last = f"{name}.masks"
+    x = F.conv_transpose2d(pooled, state[f"{last}.conv5_mask.weight"], state[f"{last}.conv5_mask.bias"], stride=2)
+    return F.conv2d(F.relu(x), state[f"{last}.mask_fcn_logits.weight"], state[f"{last}.mask_fcn_logits.bias"])
+
+
+def moved(box: Tensor, delta: Tensor, deviations: tuple[float, ...], size: tuple[int, int]) -> Tensor:
+    """A box after its regression, cut to the picture: (x, y) by shares of the sides, sides by factors."""
+    x, y, width, height = (float(number) * deviation for number, deviation in zip(delta, deviations, strict=True))
+    sides = box[2] - box[0], box[3] - box[1]
+    centre = (box[0] + box[2]) / 2 + x * sides[0], (box[1] + box[3]) / 2 + y * sides[1]
+    half = sides[0] * math.exp(width) / 2, sides[1] * math.exp(height) / 2
+    corners = [centre[0] - half[0], centre[1] - half[1], centre[0] + half[0], centre[1] + half[1]]
+    limits = (size[1], size[0], size[1], size[0])
+    return torch.stack([corner.clamp(0, limit) for corner, limit in zip(corners, limits, strict=True)])
+
+
+def overlap(first: Tensor, second: Tensor) -> float:
+    """Intersection over union of two boxes."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(float(width), 0.0) * max(float(height), 0.0)
+    areas = [float((box[2] - box[0]) * (box[3] - box[1])) for box in (first, second)]
+    return shared / (sum(areas) - shared)
