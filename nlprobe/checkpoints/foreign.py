@@ -20,11 +20,20 @@ from nlprobe.checkpoints.native import FORMAT, Checkpoint, checkpoint_file, read
 from nlprobe.checkpoints.project import Project, Weights
 from nlprobe.checkpoints.registry import Entry, entry_of, published
 from nlprobe.checkpoints.slowfast import SlowFast
+from nlprobe.checkpoints.torchvision import TorchvisionDetectors
 from nlprobe.errors import CheckpointError
 from nlprobe.models import build, load_strictly
 from nlprobe.models.build import Config
 
-PROJECTS: tuple[Project, ...] = (MMSegmentation(), MMDetection(), MMAction(), SlowFast(), CCNet(), AttentionModule())
+PROJECTS: tuple[Project, ...] = (
+    MMSegmentation(),
+    MMDetection(),
+    TorchvisionDetectors(),
+    MMAction(),
+    SlowFast(),
+    CCNet(),
+    AttentionModule(),
+)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ def _metadata(
         "model": entry.name if entry is not None else f"{project.name}/{container.path.stem}",
         "config": config.as_dict(),
         "preprocessing": {**answers.preprocessing(), **(answers.clip() if "frames" in settings else {})},
-        "classes": list(classes) if named and classes is not None else None,
+        "classes": list(classes) if named and classes is not None else project.classes(container.weights),
         "project": project.title,
         "published": entry.metric if entry is not None else None,
         "inference": answers.inference(),

@@ -138,6 +138,7 @@ class MMDetection(Project):
             cascade=_cascaded(weights),
             class_agnostic=len(weights[f"{first}fc_reg.weight"]) == 4,
             classes=classes,
+            geometry="mmdet2" if heads else "mmdet1",
         )
 
     def rename(self, config: Config) -> Rename:

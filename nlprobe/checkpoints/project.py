@@ -66,6 +66,10 @@ class Project(ABC):
         """
         return weights
 
+    def classes(self, weights: Weights) -> Sequence[str] | None:
+        """Names of the classes, where the file does not say them and the project does."""
+        return None
+
     @abstractmethod
     def first_convolution(self, config: Config) -> str:
         """Our name of the weight whose input channels are the picture's."""

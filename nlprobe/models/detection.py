@@ -39,8 +39,8 @@ class DetectionNetwork(nn.Module):
         self.pyramid = feature_pyramid(config)
         self.proposals = proposal_network(config)
         self.stages = Stages(config)
-        self.box_pool = BoxPool(BOX_SIDE, config.finest_box)
-        self.mask_pool = BoxPool(MASK_SIDE, config.finest_box)
+        self.box_pool = BoxPool(BOX_SIDE, config)
+        self.mask_pool = BoxPool(MASK_SIDE, config)
         self.backbone.insert(config.backbone)
 
     def forward(

@@ -9,7 +9,7 @@ from nlprobe.errors import ConfigError
 from nlprobe.models.config import ResNetConfig, fitting_settings
 
 BOX_HEADS = ("2fc", "4conv1fc")
-ANCHOR_STRIDES = ("exact", "divided")
+GEOMETRIES = ("mmdet1", "mmdet2", "torchvision")
 
 TRUNK = ResNetConfig(classes=0)
 
@@ -17,6 +17,16 @@ TRUNK = ResNetConfig(classes=0)
 @dataclass(frozen=True)
 class DetectionConfig:
     """Mask R-CNN with a feature pyramid on a residual network, or its cascade (section 5.1).
+
+    Where a position of a map lies in the image is a convention, and weights fit the one that they were trained with:
+
+    | geometry | anchors stand | their sides | RoIAlign |
+    | --- | --- | --- | --- |
+    | `mmdet1`, the paper's | in the middle of each position's square | whole pixels | 2x2 samples a bin |
+    | `mmdet2`, Detectron2 | at its upper left corner | exact | shifted by half a position, a sample for each in a bin |
+    | `torchvision` | at its corner, by rounded strides | whole pixels | 2x2 samples a bin |
+
+    Torchvision's strides are the image's length by the level's, rounded down: less than 64 on P6 of most images.
 
     Args:
         backbone: The trunk; its `classes` are 0, as it has no classifier of its own.
@@ -31,8 +41,7 @@ class DetectionConfig:
         class_agnostic: One regression of a box instead of one for each class.
         classes: Number of classes, without the background.
         anchor_scale: Side of a square anchor, in strides of its level.
-        anchor_strides: `exact` (4, 8, 16, 32, 64), or `divided`: the image's length by the level's, rounded down, which
-            torchvision's published networks have, and which is less than 64 on the last level of most images.
+        geometry: See above.
         finest_box: Side of a box in pixels below twice which it is pooled from the finest level; each level above takes
             boxes of twice the side.
         proposals: Boxes that the proposal head passes on in evaluation mode, and that it takes from each level.
@@ -58,7 +67,7 @@ class DetectionConfig:
     class_agnostic: bool = False
     classes: int = 80
     anchor_scale: int = 8
-    anchor_strides: str = "exact"
+    geometry: str = "mmdet1"
     finest_box: int = 56
     proposals: int = 1000
     training_proposals: int = 2000
@@ -70,8 +79,8 @@ class DetectionConfig:
     def __post_init__(self) -> None:
         if self.box_head not in BOX_HEADS:
             raise unknown("box head of a detection network", self.box_head, BOX_HEADS)
-        if self.anchor_strides not in ANCHOR_STRIDES:
-            raise unknown("kind of anchor strides", self.anchor_strides, ANCHOR_STRIDES)
+        if self.geometry not in GEOMETRIES:
+            raise unknown("geometry of a detection network", self.geometry, GEOMETRIES)
         if self.backbone.classes:
             raise ConfigError(
                 f"the backbone of a detection network has a classifier of {self.backbone.classes} classes",

@@ -16,7 +16,8 @@ STRIDES = (4, 8, 16, 32, 64)
 """Pixels of the image for a position of each level, P2 to P6."""
 
 POOLED_LEVELS = 4
-SAMPLES = 2
+SAMPLES = {"mmdet1": 2, "torchvision": 2, "mmdet2": -1}
+"""Samples along a side of each bin of a pooled box; -1 takes one for each position in it."""
 
 
 def feature_pyramid(config: DetectionConfig) -> FeaturePyramidNetwork:
@@ -29,19 +30,20 @@ def feature_pyramid(config: DetectionConfig) -> FeaturePyramidNetwork:
 class BoxPool(nn.Module):
     """Maps of equal size for boxes of any size, each by RoIAlign from the level that fits it, P2 to P5.
 
-    The level is floor(log2(√area / finest)), at least 0 and at most 3 (eq. 1 of "Feature Pyramid Networks"), and each
-    bin the mean of 2x2 samples. Torchvision's `MultiScaleRoIAlign` gives the same where its guess of the strides, which
-    it takes once from the first images that it sees, is right.
+    The level is floor(log2(√area / finest)), at least 0 and at most 3 (eq. 1 of "Feature Pyramid Networks"). In
+    torchvision's geometry its `MultiScaleRoIAlign` gives the same where its guess of the strides, which it takes once
+    from the first images that it sees, is right.
 
     Args:
         size: Height and width of a pooled map.
-        finest: `DetectionConfig.finest_box`.
+        config: For `finest_box` and `geometry`.
     """
 
-    def __init__(self, size: int, finest: int) -> None:
+    def __init__(self, size: int, config: DetectionConfig) -> None:
         super().__init__()
         self.size = size
-        self.level_of = LevelMapper(0, POOLED_LEVELS - 1, canonical_scale=finest, canonical_level=0)
+        self.geometry = config.geometry
+        self.level_of = LevelMapper(0, POOLED_LEVELS - 1, canonical_scale=config.finest_box, canonical_level=0)
 
     def forward(
         self, levels: Sequence[Float[Tensor, "b c _ _"]], boxes: Sequence[Float[Tensor, "_ 4"]]
@@ -61,7 +63,12 @@ class BoxPool(nn.Module):
             here = torch.where(wanted == index)[0]
             level = wide(level)
             pooled[here] = roi_align(
-                level, regions[here].to(level.dtype), self.size, 1 / STRIDES[index], sampling_ratio=SAMPLES
+                level,
+                regions[here].to(level.dtype),
+                self.size,
+                1 / STRIDES[index],
+                sampling_ratio=SAMPLES[self.geometry],
+                aligned=self.geometry == "mmdet2",
             ).to(pooled.dtype)
         return pooled
 

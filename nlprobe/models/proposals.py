@@ -1,4 +1,4 @@
-"""The proposal head on the feature pyramid, with its anchors: torchvision's, but for the strides."""
+"""The proposal head on the feature pyramid, with its anchors: torchvision's, but for where anchors stand."""
 
 from collections.abc import Sequence
 
@@ -25,13 +25,18 @@ class PyramidAnchors(AnchorGenerator):
     """Three anchors of one area for each position of each level, in float32 at least."""
 
     def __init__(self, config: DetectionConfig) -> None:
-        super().__init__(tuple((config.anchor_scale * stride,) for stride in STRIDES), (RATIOS,) * len(STRIDES))
-        self.exact = config.anchor_strides == "exact"
+        sides = tuple(config.anchor_scale * stride for stride in STRIDES)
+        super().__init__(tuple((side,) for side in sides), (RATIOS,) * len(STRIDES))
+        self.geometry = config.geometry
+        if self.geometry == "mmdet2":
+            self.cell_anchors = [_around_the_origin(side) for side in sides]
+        elif self.geometry == "mmdet1":
+            self.cell_anchors = [cell + stride / 2 for cell, stride in zip(self.cell_anchors, STRIDES, strict=True)]
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """The corners of all anchors, a tensor an image: level by level, row by row, position by position."""
         maps = [wide(each) for each in feature_maps]
-        if not self.exact:
+        if self.geometry == "torchvision":
             found: list[Tensor] = super().forward(image_list, maps)
             return found
         self.set_cell_anchors(maps[0].dtype, maps[0].device)
@@ -40,6 +45,13 @@ class PyramidAnchors(AnchorGenerator):
         strides = [[torch.tensor(stride, device=device)] * 2 for stride in STRIDES]
         anchors = torch.cat(self.grid_anchors(grids, strides))
         return [anchors for _ in image_list.image_sizes]
+
+
+def _around_the_origin(side: int) -> Tensor:
+    """Anchors of the area side², exact."""
+    roots = torch.tensor(RATIOS, dtype=torch.float64).sqrt()
+    halves = torch.stack([side / roots, side * roots], 1) / 2
+    return torch.cat([-halves, halves], 1)
 
 
 class ProposalHead(RPNHead):

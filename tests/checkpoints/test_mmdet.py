@@ -84,6 +84,7 @@ def test_detectors_of_both_versions_are_the_same(name: str, version: int, tmp_pa
     found = read_foreign(saved(tmp_path / "x.pth", theirs), {**PLAIN, **site})
     assert_equal(theirs, found, version)
     assert found.metadata["classes"] == ["a", "b", "c"]
+    assert found.model.config.geometry == f"mmdet{version}"
     assert found.metadata["preprocessing"]["longest"] == 1333
 
 

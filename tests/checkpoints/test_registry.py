@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from mmaction_twin import Recogniser, ShiftRecogniser
 from mmdet_twin import Detector
 from mmseg_twin import Segmentor
@@ -107,7 +108,18 @@ def video_weights(project: str, name: str, block: str) -> dict[str, Tensor]:
     return weightless(network)
 
 
+@cache
+def torchvision_weights(name: str) -> dict[str, Tensor]:
+    """What torchvision defines; the norms of the published first version were frozen, and count no batches."""
+    with undrawn():
+        network = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None)
+    frozen = not name.endswith("_v2")
+    return {key: tensor for key, tensor in weightless(network).items() if not (frozen and key.endswith(COUNTERS))}
+
+
 def weights_of(entry: Entry) -> dict[str, Tensor]:
+    if entry.project == "torchvision":
+        return torchvision_weights(entry.name.partition("/")[2])
     if entry.data == "Kinetics-400":
         return video_weights(entry.project, entry.name.partition("/")[2], entry.block)
     if entry.project != "mmseg":

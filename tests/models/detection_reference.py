@@ -9,7 +9,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import Bottleneck
 
 from nlprobe.models import DetectionConfig, ResNetConfig
@@ -60,22 +62,28 @@ def images() -> Tensor:
     return found
 
 
-PASSED = {"test": 60, "train": 100}
-"""Proposals that torchvision's network passes on."""
-
-
 def torchvision_detector(*, masks: bool = True) -> nn.Module:
-    """Torchvision's Mask or Faster R-CNN with one block a stage and random weights whose norms do something."""
+    """Torchvision's Mask or Faster R-CNN, narrow, with one block a stage and norms that do something."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         trunk = torchvision.models.ResNet(
             Bottleneck, [1, 1, 1, 1], norm_layer=torchvision.ops.FrozenBatchNorm2d, num_classes=1
         )
-        backbone = _resnet_fpn_extractor(trunk, 5)
-        anchors = AnchorGenerator(tuple((32 * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5)
-        passed = {f"rpn_{when}_nms_top_n_{mode}": n for when in ("pre", "post") for mode, n in PASSED.items()}
-        kind = MaskRCNN if masks else FasterRCNN
-        network = kind(backbone, 6, rpn_anchor_generator=anchors, box_detections_per_img=15, **passed)
+        stages = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
+        backbone = BackboneWithFPN(trunk, stages, [256, 512, 1024, 2048], 16)
+        settings = {
+            "rpn_anchor_generator": AnchorGenerator(
+                tuple((32 * 2**level,) for level in range(5)), ((0.5, 1.0, 2.0),) * 5
+            ),
+            "box_head": TwoMLPHead(16 * 49, 24),
+            "box_predictor": FastRCNNPredictor(24, 6),
+        }
+        if masks:
+            settings |= {
+                "mask_head": MaskRCNNHeads(16, (16,) * 4, 1),
+                "mask_predictor": MaskRCNNPredictor(16, 16, 6),
+            }
+        network = MaskRCNN(backbone, **settings) if masks else FasterRCNN(backbone, **settings)
         for module in network.modules():
             if isinstance(module, torchvision.ops.FrozenBatchNorm2d):
                 module.eps = 0.0

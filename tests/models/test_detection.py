@@ -1,18 +1,21 @@
 """Detection networks: what they give in either mode, their settings, and what they share."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from models.detection_reference import SIZES, TINY, TRUNK, Truth, images, truths
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from nlprobe.blocks import ContextConfig, NonLocalConfig
 from nlprobe.errors import ConfigError
 from nlprobe.models import DetectionConfig, DetectionNetwork, Insertion, ResNetConfig, build, config_from_dict, trunk_of
 from nlprobe.models.fpn import BoxPool
+from nlprobe.models.proposals import PyramidAnchors
 
 NL = Insertion(NonLocalConfig(zero_init=False), "c4", (-1,), "after_add")
 
@@ -115,7 +118,46 @@ def test_boxes_are_pooled_as_by_torchvision(size: int) -> None:
     boxes = torch.cat([corners, corners + torch.rand(40, 2) ** 2 * 900 + 1], 1)
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
     expected = theirs(levels, [boxes[:25], boxes[25:]], [(1024, 1280)] * 2)
-    assert torch.equal(BoxPool(size, 56)(list(levels.values()), [boxes[:25], boxes[25:]]), expected)
+    pool = BoxPool(size, DetectionConfig())
+    assert torch.equal(pool(list(levels.values()), [boxes[:25], boxes[25:]]), expected)
+
+
+def test_in_the_later_geometry_a_pooled_box_is_the_mean_of_what_lies_in_it() -> None:
+    # on a map that is linear in its position, whose positions have their values in the middle of their squares
+    y, x = torch.meshgrid(torch.arange(40) + 0.5, torch.arange(50) + 0.5, indexing="ij")
+    levels = [torch.stack([4 * y, 4 * x])[None]] * 4
+    box = torch.tensor([[30.0, 40.0, 72.0, 110.0]])
+    pooled = BoxPool(7, DetectionConfig(geometry="mmdet2", finest_box=1000))(levels, [box])[0]
+    torch.testing.assert_close(pooled[1, 0], 30 + (torch.arange(7) + 0.5) * 6)
+    torch.testing.assert_close(pooled[0, :, 0], 40 + (torch.arange(7) + 0.5) * 10)
+    earlier = BoxPool(7, DetectionConfig(geometry="mmdet1", finest_box=1000))(levels, [box])[0]
+    torch.testing.assert_close(earlier, pooled + 2)  # half a position of 4 pixels further
+
+
+def anchors(geometry: str) -> list[list[float]]:
+    """Those of the second position of the second row of P4, as lists."""
+    made = PyramidAnchors(DetectionConfig(geometry=geometry))
+    levels = [torch.zeros(1, 1, 128 // stride, 192 // stride) for stride in (4, 8, 16, 32, 64)]
+    found = made(ImageList(torch.zeros(1, 3, 128, 192), [(128, 192)]), levels)[0]
+    before = 3 * (32 * 48 + 16 * 24)
+    return found[before : before + 3 * 8 * 12].view(8, 12, 3, 4)[1, 1].tolist()
+
+
+def test_anchors_stand_where_each_project_has_them() -> None:
+    expected = []
+    for ratio in (0.5, 1.0, 2.0):  # mmdetection 1 rounds the corners of a box whose last pixel belongs to it
+        width, height = 128 / math.sqrt(ratio), 128 * math.sqrt(ratio)
+        first = [round(7.5 - (side - 1) / 2) for side in (width, height)]
+        last = [round(7.5 + (side - 1) / 2) for side in (width, height)]
+        expected.append([16.0 + number for number in (*first, last[0] + 1, last[1] + 1)])
+    assert anchors("mmdet1") == expected
+    exact = [[16 - w / 2, 16 - h / 2, 16 + w / 2, 16 + h / 2] for w, h in zip(SIDES, SIDES[::-1], strict=True)]
+    torch.testing.assert_close(torch.tensor(anchors("mmdet2")), torch.tensor(exact))
+    rounded = [[16 - w / 2, 16 - h / 2, 16 + w / 2, 16 + h / 2] for w, h in ((182, 90), (128, 128), (90, 182))]
+    assert anchors("torchvision") == rounded
+
+
+SIDES = (128 * math.sqrt(2), 128.0, 128 / math.sqrt(2))
 
 
 def test_networks_of_one_seed_differ_in_the_inserted_blocks_alone() -> None:
@@ -141,7 +183,7 @@ def test_configurations_survive_json(change: dict[str, object]) -> None:
     "change, message",
     [
         ({"box_head": "3fc"}, "unknown box head of a detection network: `3fc`"),
-        ({"anchor_strides": "exakt"}, "did you mean `exact`"),
+        ({"geometry": "mmdet3"}, "unknown geometry of a detection network: `mmdet3`"),
         ({"backbone": ResNetConfig()}, "has a classifier of 1000 classes"),
         ({"backbone": replace(TRUNK, output_stride=8)}, "has the output stride 8"),
         ({"classes": 0}, "`classes` of a detection network is 0"),
@@ -193,3 +235,13 @@ def test_norms_stand_in_the_pyramid_and_the_heads_only_where_asked_for() -> None
     assert norms(TINY) == 0
     assert norms(replace(TINY, norm=True)) == 8 + 2
     assert norms(replace(TINY, norm=True, box_head="4conv1fc")) == 8 + 4 + 2
+
+
+def test_half_of_the_sampled_anchors_are_objects_at_most_and_two_thresholds_tell_which() -> None:
+    proposals = build(TINY, seed=0).proposals
+    sampler, matcher = proposals.fg_bg_sampler, proposals.proposal_matcher
+    assert (sampler.batch_size_per_image, sampler.positive_fraction) == (32, 0.5)
+    assert (matcher.high_threshold, matcher.low_threshold, matcher.allow_low_quality_matches) == (0.7, 0.3, True)
+    assert (proposals.nms_thresh, proposals.score_thresh) == (0.7, 0.0)
+    assert proposals.train().pre_nms_top_n() == proposals.post_nms_top_n() == 60
+    assert proposals.eval().pre_nms_top_n() == proposals.post_nms_top_n() == 40
