@@ -12,6 +12,7 @@ from nlprobe.checkpoints.cbam import AttentionModule
 from nlprobe.checkpoints.ccnet import CCNet
 from nlprobe.checkpoints.configurations import configuration
 from nlprobe.checkpoints.containers import Container, read_container
+from nlprobe.checkpoints.danet import DANet
 from nlprobe.checkpoints.mapping import Mapped, mapped
 from nlprobe.checkpoints.mmaction import MMAction
 from nlprobe.checkpoints.mmdet import MMDetection
@@ -32,6 +33,7 @@ PROJECTS: tuple[Project, ...] = (
     MMAction(),
     SlowFast(),
     CCNet(),
+    DANet(),
     AttentionModule(),
 )
 

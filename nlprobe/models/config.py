@@ -53,6 +53,8 @@ class ResNetConfig:
         dilate_first: Whether the convolution that had the stride is dilated as the rest of its stage is. Without, it
             keeps the dilation of the stage before it, as in torchvision, timm, and the scene-parsing project; CCNet
             dilates it. The weights fit both.
+        dilations: Of the 3x3 convolutions of each residual block of c5, which DANet has as (4, 8, 16); empty for what
+            `output_stride` says.
         deformable: Stages whose 3x3 convolutions are deformable (DCN), such as ("c3", "c4", "c5") in Table 7.
         norm_epsilon: What the norms add to the variance; 0 in torchvision's published detectors.
         classes: Outputs of the classifier; 0 for a trunk without one, of which `features` is used.
@@ -72,6 +74,7 @@ class ResNetConfig:
     ceil_pool: bool = False
     output_stride: int = 32
     dilate_first: bool = False
+    dilations: tuple[int, ...] = ()
     deformable: tuple[str, ...] = ()
     norm_epsilon: float = 1e-5
     classes: int = 1000
@@ -102,6 +105,13 @@ class ResNetConfig:
                 f"a basic block has no groups: `groups={self.groups}`, `base_width={self.base_width}`",
                 "leave them at 1 and 64, or use block `bottleneck`",
             )
+        if self.dilations and (len(self.dilations) != self.layers[-1] or min(self.dilations) < 1):
+            raise ConfigError(
+                f"`dilations` is {self.dilations}, and c5 has {self.layers[-1]} residual blocks",
+                "give a number of 1 or more for each of them, or none",
+            )
+        if self.dilations and self.output_stride == 32:
+            raise ConfigError("`dilations` of c5, which is not dilated", "set `output_stride` to 16 or 8")
         for stage in self.deformable:
             if stage not in STAGES:
                 raise unknown("stage of a residual network", stage, STAGES)
@@ -131,6 +141,14 @@ class ResNetConfig:
         stride = 2 if index > 0 and full <= self.output_stride else 1
         return Sampling(stride, dilation if self.dilate_first else before, dilation)
 
+    def samplings(self, stage: str) -> tuple[Sampling, ...]:
+        """Stride and dilations of each residual block of a stage."""
+        first = self.sampling(stage)
+        if stage == STAGES[-1] and self.dilations:
+            return tuple(Sampling(1, dilation, dilation) for dilation in self.dilations)
+        later = Sampling(1, first.dilation, first.dilation)
+        return first, *(later for _ in range(self.layers[STAGES.index(stage)] - 1))
+
     def indices(self, insertion: Insertion) -> tuple[int, ...]:
         """The residual blocks of its stage that an insertion gives a block to."""
         return insertion.indices(self.layers[STAGES.index(insertion.stage)])
@@ -147,7 +165,8 @@ class ResNetConfig:
     def as_dict(self) -> dict[str, Any]:
         """A description that JSON can hold; `architecture` says which class reads it."""
         described = asdict(replace(self, insertions=()))
-        described |= {"layers": list(self.layers), "deformable": list(self.deformable)}
+        described |= {"layers": list(self.layers), "dilations": list(self.dilations)}
+        described["deformable"] = list(self.deformable)
         described["insertions"] = [insertion.as_dict() for insertion in self.insertions]
         return {"architecture": "resnet", **described}
 
@@ -159,7 +178,7 @@ class ResNetConfig:
             ConfigError: an unknown key, with close matches, or a value that is not understood.
         """
         whole = dict(settings)
-        for name in ("layers", "deformable", "insertions"):
+        for name in ("layers", "dilations", "deformable", "insertions"):
             if name in whole:
                 whole[name] = tuple(whole[name])
         known = fitting_settings(cls, whole, "resnet", "a residual network")

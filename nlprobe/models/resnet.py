@@ -215,14 +215,12 @@ def _stage(config: ResNetConfig, stage: str) -> nn.Sequential:
     index = STAGES.index(stage)
     planes, channels = config.width * 2**index, config.channels(stage)
     channels_in = config.channels(STAGES[index - 1]) if index else config.stem_channels()
-    sampling = config.sampling(stage)
+    sampling, *later = config.samplings(stage)
     deformable = stage in config.deformable
     first = block(channels_in, planes, sampling, config, deformable)
     if sampling.stride != 1 or channels_in != channels:
         first.downsample = nn.Sequential(_conv1x1(channels_in, channels, sampling.stride), nn.BatchNorm2d(channels))
-    later = Sampling(1, sampling.dilation, sampling.dilation)
-    others = range(config.layers[index] - 1)
-    return nn.Sequential(first, *(block(channels, planes, later, config, deformable) for _ in others))
+    return nn.Sequential(first, *(block(channels, planes, own, config, deformable) for own in later))
 
 
 def _conv1x1(channels_in: int, channels: int, stride: int = 1) -> nn.Conv2d:

@@ -1,7 +1,8 @@
-"""CCNet as its own repository defines it, and the CBAM authors' ResNet: names, shapes and forwards."""
+"""CCNet and DANet as their own repositories define them, and the CBAM authors' gates: names, shapes and forwards."""
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from mmseg_twin import CrissCross
 from torch import Tensor, nn
 
@@ -135,3 +136,43 @@ class Gates(nn.Module):
         y = x * logits.sigmoid()[:, :, None, None]
         pooled = torch.cat([y.amax(1, keepdim=True), y.mean(1, keepdim=True)], 1)
         return y * spatial.bn(spatial.conv(pooled)).sigmoid()
+
+
+class DANet(nn.Module):
+    """The network on a ResNet-50's layout, whose c5 has dilations of its own."""
+
+    def __init__(self, dilations: tuple[int, ...], classes: int = 5) -> None:
+        super().__init__()
+        trunk = torchvision.models.ResNet(
+            torchvision.models.resnet.Bottleneck, [1, 1, 2, 3], 6, replace_stride_with_dilation=[False, True, True]
+        )
+        for block, dilation in zip(trunk.layer4, dilations, strict=True):
+            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+        self.pretrained = trunk
+        inner = 512
+        self.head = nn.Module()
+        for name, channels in (("5a", 2048), ("5c", 2048), ("51", inner), ("52", inner)):
+            conv = nn.Conv2d(channels, inner, 3, padding=1, bias=False)
+            self.head.add_module(f"conv{name}", nn.Sequential(conv, nn.BatchNorm2d(inner), nn.ReLU()))
+        for name in ("6", "7", "8"):
+            self.head.add_module(f"conv{name}", nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(inner, classes, 1)))
+        self.head.sa, self.head.sc = nn.Module(), nn.Module()
+        for name, width in (("query", inner // 8), ("key", inner // 8), ("value", inner)):
+            self.head.sa.add_module(f"{name}_conv", nn.Conv2d(inner, width, 1))
+        self.head.sa.gamma, self.head.sc.gamma = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coarse scores of the sum and of its two parts."""
+        net, head = self.pretrained, self.head
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        y = head.conv5a(x)
+        query, key, value = (head.sa.get_submodule(f"{name}_conv")(y).flatten(2) for name in ("query", "key", "value"))
+        y = y + head.sa.gamma * (value @ (query.mT @ key).softmax(2).mT).view_as(y)
+        position = head.conv51(y)
+        z = head.conv5c(x)
+        maps = z.flatten(2)
+        energy = maps @ maps.mT
+        attention = (energy.amax(2, keepdim=True) - energy).softmax(2)
+        channel = head.conv52(z + head.sc.gamma * (attention @ maps).view_as(z))
+        return head.conv8(position + channel), head.conv6(position), head.conv7(channel)

@@ -1,17 +1,19 @@
-"""CCNet's and the CBAM authors' own checkpoints compute here what they compute there."""
+"""CCNet's, DANet's and the CBAM authors' own checkpoints compute here what they compute there."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from ccnet_twin import ABN, CCNet, Gates
+from ccnet_twin import ABN, CCNet, DANet, Gates
 from lively import lively
 from torch import nn
 
 from nlprobe.checkpoints.foreign import read_foreign
 from nlprobe.errors import CheckpointError, ConfigError
+from nlprobe.models import config_from_dict
 
 CCNET = {"recurrence": "2", "order": "bgr", "mean": "104.0,116.7,122.7", "std": "1", "resize": "0"}
 CBAM = {"order": "rgb", "mean": "123.675,116.28,103.53", "std": "58.395,57.12,57.375", "resize": "256", "crop": "224"}
@@ -40,6 +42,24 @@ def test_ccnet_gives_the_same_scores(recurrence: int, shape: tuple[int, int], fi
         expected = F.interpolate(scores, shape, mode="bilinear", align_corners=True)
         torch.testing.assert_close(ours(images), expected, rtol=1e-5, atol=1e-5)
     assert scores.std() > 1e-2
+
+
+@pytest.mark.parametrize("given, dilations", [("4,8,16", (4, 8, 16)), ("4", (2, 4, 4))])
+def test_danet_gives_the_same_scores(given: str, dilations: tuple[int, ...], tmp_path: Path) -> None:
+    theirs = lively(DANet(dilations)).double()
+    held = {"epoch": 240, "state_dict": theirs.state_dict(), "optimizer": {}, "best_pred": 0.8}
+    torch.save(held, tmp_path / "DANet101.pth.tar")
+    pixels = {name: value for name, value in CBAM.items() if name != "crop"}
+    found = read_foreign(tmp_path / "DANet101.pth.tar", {**pixels, "dilations": given})
+    images = torch.randn(1, 3, 72, 56, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = found.model.double()
+    with torch.no_grad():
+        computed = ours.head(ours.backbone.features(images))
+        for name, expected in zip(("scores", "position", "channel"), theirs(images), strict=True):
+            assert expected.std() > 1e-3
+            torch.testing.assert_close(computed[name], expected, rtol=1e-9, atol=1e-9)
+    assert found.left_out == {"the ImageNet classifier of its trunk": 2}
+    assert config_from_dict(json.loads(json.dumps(ours.config.as_dict()))) == ours.config
 
 
 def with_gates(network: nn.Module) -> nn.Module:
