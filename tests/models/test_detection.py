@@ -237,6 +237,20 @@ def test_norms_stand_in_the_pyramid_and_the_heads_only_where_asked_for() -> None
     assert norms(replace(TINY, norm=True, box_head="4conv1fc")) == 8 + 4 + 2
 
 
+def test_boxes_that_hold_their_last_pixel_move_as_ours_which_end_behind_it() -> None:
+    # mmdetection 1 writes x2 for our x2 - 1: sides are one longer than the difference, centres half a pixel before ours
+    boxes = torch.tensor([[3.0, 4.0, 50.0, 31.0], [10.0, 7.0, 11.0, 90.0]], dtype=torch.float64)
+    deltas = torch.tensor([[0.3, -0.2, 0.4, 0.1], [-0.5, 0.1, 0.6, -0.3]], dtype=torch.float64)
+    inside = boxes - torch.tensor([0.0, 0.0, 1.0, 1.0])
+    sides = inside[:, 2:] - inside[:, :2] + 1
+    centres = (inside[:, :2] + inside[:, 2:]) / 2 + deltas[:, :2] * torch.tensor([0.1, 0.1]) * sides
+    grown = sides * (deltas[:, 2:] * torch.tensor([0.2, 0.2])).exp()
+    expected = torch.cat([centres - grown / 2 + 0.5, centres + grown / 2 - 0.5], 1)
+    stage = build(TINY, seed=0).stages.in_order()[0]
+    found = stage.coder.decode_single(deltas, boxes)
+    torch.testing.assert_close(found - torch.tensor([0.0, 0.0, 1.0, 1.0]), expected)
+
+
 def test_half_of_the_sampled_anchors_are_objects_at_most_and_two_thresholds_tell_which() -> None:
     proposals = build(TINY, seed=0).proposals
     sampler, matcher = proposals.fg_bg_sampler, proposals.proposal_matcher
