@@ -44,7 +44,7 @@ from nlprobe.probe.adapters import Adapter
 from nlprobe.probe.baselines import REDRAWABLE
 from nlprobe.probe.measurement import Precision
 from nlprobe.results import results, write_results
-from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES
+from nlprobe.stats.records import METRIC_COLUMNS, QUANTITIES, SPACE_TIME
 from nlprobe.tables import Cell, PaperRow, Table, distance_table
 
 BASELINES = ("init-block", "init-all")
@@ -79,7 +79,8 @@ FREE = ("format", "workers", "device", "paper", "scores", "positions", "by-site"
     "metrics",
     multiple=True,
     metavar="NAME[,NAME]",
-    help=f"Further numbers of each map: {', '.join(METRIC_COLUMNS)}.",
+    help=f"Further numbers of each map: {', '.join(METRIC_COLUMNS)}; of clips: {SPACE_TIME}, distances within a frame, "
+    "between frames and at one place.",
 )
 @click.option(
     "--prefix", type=click.IntRange(min=0), help="Tokens in front that are no positions; else the site's own."

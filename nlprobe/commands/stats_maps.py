@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nlprobe.errors import ConfigError
 from nlprobe.measuring import Rectangle
-from nlprobe.stats.records import METRIC_COLUMNS
+from nlprobe.stats.records import ASKED_METRICS
 from nlprobe.suggestions import did_you_mean
 
 
@@ -16,8 +16,8 @@ def metric_names(given: Sequence[str]) -> tuple[str, ...]:
     """
     asked = list(dict.fromkeys(name.strip() for text in given for name in text.split(",")))
     for name in asked:
-        if name not in METRIC_COLUMNS:
-            raise ConfigError(f"unknown metric `{name}`", did_you_mean(name, METRIC_COLUMNS))
+        if name not in ASKED_METRICS:
+            raise ConfigError(f"unknown metric `{name}`", did_you_mean(name, ASKED_METRICS))
     return tuple(asked)
 
 

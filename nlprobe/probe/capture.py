@@ -28,7 +28,7 @@ from nlprobe.probe.selections import Rectangle
 from nlprobe.probe.sites import Site, SiteSelection, compiled, known_sites, select, site_name
 from nlprobe.probe.watch import Watch
 from nlprobe.stats import METRICS
-from nlprobe.stats.records import QUANTITIES
+from nlprobe.stats.records import QUANTITIES, SPACE_TIME
 
 
 class Probe:
@@ -49,7 +49,7 @@ class Probe:
         adapters: Sequence[Adapter] = (),
         readers: Sequence[Reader] = (),
     ) -> None:
-        refuse_unknown(wanted, METRICS)
+        refuse_unknown(wanted, (*METRICS, SPACE_TIME))
         self._wanted = replace(wanted, quantities=tuple(name for name in QUANTITIES if name in wanted.quantities))
         self._selection, self._prefix, self._readers = sites, prefix, tuple(readers)
         known = known_sites(model, (*adapters, *ADAPTERS), prefix)
@@ -397,7 +397,8 @@ def probe(
         model: The network; it is this module that must be called.
         sites: A glob, a list of names or globs, or a predicate on `Site`; all by default.
         quantities: Which of the six.
-        metrics: Further metrics of the maps, of `nlprobe.stats.METRICS`.
+        metrics: Further metrics of the maps, of `nlprobe.stats.METRICS`; `space_time` splits the distances of clips
+            into those within a frame, between frames and at one place.
         precision: Of the products behind softmax maps: in float32 the distance is within 1e-5 of its value plus 1e-9.
         prefix: How many of the first positions are no places in the image; found out for timm, torchvision and
             transformers.

@@ -1,5 +1,7 @@
 """One capture → the numbers of its records; every tensor that comes out has one value for each image."""
 
+from dataclasses import replace
+
 from nlprobe.probe.adapters import Capture, CrossCapture, MaplessCapture, SingleMapCapture
 from nlprobe.probe.cross import measure_cross
 from nlprobe.probe.measurement import Measured, Wanted
@@ -7,6 +9,8 @@ from nlprobe.probe.padding import Padding
 from nlprobe.probe.pairwise import measure_pairwise
 from nlprobe.probe.rows import measure_placed_rows
 from nlprobe.probe.single_map import measure_single_map
+from nlprobe.probe.space_time import with_space_time
+from nlprobe.stats.records import SPACE_TIME
 
 
 def measure(
@@ -22,6 +26,10 @@ def measure(
         images: Images in the batch, where sets may be windows of them.
         padding: Which positions lie in the pictures, where somebody has said so.
     """
+    if SPACE_TIME in wanted.metrics:
+        others = replace(wanted, metrics=tuple(name for name in wanted.metrics if name != SPACE_TIME))
+        measured = measure(capture, others, site=site, prefix=prefix, images=images, padding=padding)
+        return with_space_time(measured, capture, wanted.precision, images)
     centres = wanted.centres.get(site, {})
     if isinstance(capture, SingleMapCapture):
         return measure_single_map(capture, wanted.quantities, centres, padding)

@@ -21,7 +21,8 @@ class Wanted:
 
     Attributes:
         quantities: Which of the six.
-        metrics: Further metrics of the maps (`nlprobe.stats.METRICS`).
+        metrics: Further metrics of the maps (`nlprobe.stats.METRICS`), and `space_time` for the split of clips'
+            distances.
         precision: Of the products behind softmax maps.
         rectangle: Queries and keys of a further measurement, whose rows are renormalised over these keys.
         centres: Data-set means by site and quantity; where given, `centred_dist` is measured too.

@@ -17,6 +17,18 @@ KEY_COLUMNS = ("image", "view", "site", "call", "head", "quantity", "positions")
 METRIC_COLUMNS = ("attention_distance", "prefix_mass", "sink_mass", "jsd", "effective_rank")
 """Further numbers of an attention map, each measured only when it is asked for."""
 
+SPACE_TIME = "space_time"
+"""The name by which what clips have beyond pictures is asked for: the columns below."""
+
+SPACE_TIME_COLUMNS = ("avg_dist_same_frame", "avg_dist_other_frames", "avg_dist_same_place")
+"""The distance of every quantity, split by what two positions of a clip have in common."""
+
+FRAME_COLUMNS = ("frame_mass", "flat_frame_mass")
+"""How much attention stays in the query's frame, and what a flat map keeps there."""
+
+ASKED_METRICS = (*METRIC_COLUMNS, SPACE_TIME)
+"""The names of all that is measured only when it is asked for."""
+
 VALUE_COLUMNS = (
     "n_queries",
     "n_keys",
@@ -36,6 +48,8 @@ VALUE_COLUMNS = (
     "flat",
     "padding_mass",
     *METRIC_COLUMNS,
+    *SPACE_TIME_COLUMNS,
+    *FRAME_COLUMNS,
     "agreement",
     "agreement_shuffled",
     "by_construction",
@@ -71,10 +85,17 @@ ACCOMPANYING = {
     "key": ("centred_dist",),
     "query": ("centred_dist",),
     "prod": ("logit_std", "pairwise", "unary"),
-    "att": ("entropy", "n_eff", "shared", "flat", "padding_mass", *METRIC_COLUMNS),
+    "att": ("entropy", "n_eff", "shared", "flat", "padding_mass", *METRIC_COLUMNS, *FRAME_COLUMNS),
     "output": ("centred_dist", "update", "mean_map_error"),
 }
-"""The columns that stand beside `avg_dist` in the records of each quantity."""
+"""The columns that stand beside `avg_dist`, and beside its split, in the records of each quantity."""
+
+
+def summary_name(quantity: str, column: str) -> str:
+    """What a summary calls a column of a quantity's records: `centred_input`, `att_same_frame`, `entropy`."""
+    if column == "centred_dist":
+        return f"centred_{quantity}"
+    return f"{quantity}_{column.removeprefix('avg_dist_')}" if column in SPACE_TIME_COLUMNS else column
 
 
 def to_frame(records: Sequence[dict[str, object]]) -> pd.DataFrame:

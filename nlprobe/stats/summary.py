@@ -2,13 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from nlprobe.stats.intervals import Estimate, bootstrap_mean
-from nlprobe.stats.records import ACCOMPANYING, BASE_POSITIONS, METRIC_COLUMNS, QUANTITIES, stands_alone
+from nlprobe.stats.records import (
+    ACCOMPANYING,
+    BASE_POSITIONS,
+    METRIC_COLUMNS,
+    QUANTITIES,
+    SPACE_TIME_COLUMNS,
+    stands_alone,
+    summary_name,
+)
 
 UNDEFINED_AT_TIMES = ("shared", "mean_map_error")
 """Columns that always apply where they stand: without a value they are undefined, and not absent."""
@@ -152,14 +160,16 @@ def summarise(
         estimate = bootstrap_mean(_by_image(rows, "avg_dist").to_numpy(), seed=seed)
         fixed = bool(rows["by_construction"].all())
         quantities[quantity] = Estimate(estimate.mean, estimate.low, estimate.high, estimate.n, fixed)
-        for column in ACCOMPANYING[quantity]:
+        for column in (*ACCOMPANYING[quantity], *SPACE_TIME_COLUMNS):
             source = rows
             if metrics is not None and column in METRIC_COLUMNS:
                 source = metrics[metrics["quantity"] == quantity]
             if source[column].isna().all() and (fixed or column not in UNDEFINED_AT_TIMES):
                 continue
-            name = f"centred_{quantity}" if column == "centred_dist" else column
-            columns[name] = bootstrap_mean(_by_image(source, column).to_numpy(), seed=seed)
+            estimate = bootstrap_mean(_by_image(source, column).to_numpy(), seed=seed)
+            if column in SPACE_TIME_COLUMNS:
+                estimate = replace(estimate, by_construction=fixed)
+            columns[summary_name(quantity, column)] = estimate
     sites = frame["site"].unique()
     maps = frame[frame["quantity"].isin(("prod", "att"))]
     sizes = maps if not maps.empty else frame

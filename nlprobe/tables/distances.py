@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nlprobe.stats.intervals import Estimate
-from nlprobe.stats.records import AVERAGED_HEAD, COMPOSED_HEAD, PAIRWISE_HEAD, QUANTITIES, UNARY_HEAD
+from nlprobe.stats.records import (
+    AVERAGED_HEAD,
+    COMPOSED_HEAD,
+    PAIRWISE_HEAD,
+    QUANTITIES,
+    SPACE_TIME_COLUMNS,
+    UNARY_HEAD,
+    summary_name,
+)
 from nlprobe.stats.summary import SiteSummary
 from nlprobe.tables.table import Cell, Column, Row, Table
 
@@ -39,12 +47,19 @@ ACCOMPANYING = (
     Column("sink_mass", head="sink mass", group="attention map"),
     Column("jsd", head="JSD", group="attention map"),
     Column("effective_rank", head="eff. rank", group="attention map", decimals=1),
+    Column("frame_mass", head="frame mass", group="attention map"),
+    Column("flat_frame_mass", head="flat frame mass", group="attention map"),
     Column("update", group="output"),
     Column("mean_map_error", head="mean-map err.", group="output"),
 )
 CENTRED = tuple(
     Column(f"centred_{name}", head=name, group="distance, data-set mean removed")
     for name in ("input", "key", "query", "output")
+)
+SPACE_TIME = tuple(
+    Column(summary_name(name, column), head=name, group=f"distance, {where}")
+    for column, where in zip(SPACE_TIME_COLUMNS, ("same frame", "other frames", "same place at all times"), strict=True)
+    for name in QUANTITIES
 )
 ENERGY = tuple(
     Column(name, head=head, group="output energy")
@@ -96,7 +111,8 @@ def distance_table(
     one_site = len(set().union(*sites_of.values())) <= 1
     with_energy = any(summary.energy for summary in summaries)
     centred = any(column.name in summary.columns for column in CENTRED for summary in summaries)
-    beside = (*(CENTRED if centred else ()), *ACCOMPANYING)
+    split = any(column.name in summary.columns for column in SPACE_TIME for summary in summaries)
+    beside = (*(SPACE_TIME if split else ()), *(CENTRED if centred else ()), *ACCOMPANYING)
     scored = list(dict.fromkeys(name for cells in (scores or {}).values() for name in cells))
     columns = (
         Column("row", head="", show="print"),

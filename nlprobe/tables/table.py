@@ -395,7 +395,12 @@ def _markdown(table: Table) -> str:
             for value, ends in zip(values, intervals, strict=True)
         ]
         rows.append([("&emsp;" if row.child else "") + texts[0], *texts[1:]])
-    frame = pd.DataFrame(rows, columns=[escape_markdown(table.columns[index].heading) for index in indices], dtype=str)
+    headings: list[str] = []
+    for column in (table.columns[index] for index in indices):
+        # there is no line for groups, and a name that stands twice would not tell which
+        twice = column.group and column.heading in headings
+        headings.append(escape_markdown(f"{column.group}: {column.heading}" if twice else column.heading))
+    frame = pd.DataFrame(rows, columns=headings, dtype=str)
     alignment = ["left" if _is_text(table, index) else "right" for index in indices]
     body = frame.to_markdown(index=False, colalign=alignment if rows else None, disable_numparse=True)
     title = f"**{escape_markdown(table.title)}**" if table.title else ""

@@ -106,3 +106,16 @@ def brute_context(block: ContextBlock, x: Tensor) -> dict[str, Tensor]:
     block.transform.to(x.dtype)
     output = shift.expand_as(rows) if block.config.fusion == "add" else rows * torch.sigmoid(shift) - rows
     return {"input": rows, "weights": weights, "output": output}
+
+
+def brute_split(rows: Tensor, frames: int) -> dict[str, float]:
+    """The average distance over pairs of the same frame, of other frames, and of the same place; zero rows left out."""
+    number = torch.arange(len(rows))
+    time, place = number // (len(rows) // frames), number % (len(rows) // frames)
+    kept = (rows != 0).any(-1)
+    unit = torch.nn.functional.normalize(rows.double(), dim=-1)
+    apart = torch.cdist(unit, unit, compute_mode="donot_use_mm_for_euclid_dist").square() / 4
+    both = kept[:, None] & kept
+    same_time, same_place = time[:, None] == time, place[:, None] == place
+    pairs = {"same_frame": same_time, "other_frames": ~same_time, "same_place": same_place}
+    return {name: float(apart[chosen & both].mean()) for name, chosen in pairs.items()}

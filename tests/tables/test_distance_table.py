@@ -53,9 +53,9 @@ def test_the_data_hold_every_column_in_a_fixed_order() -> None:
     plain = [name for name in header if not name.endswith(("_low", "_high", "_n"))]
     assert plain == [
         "model", "kind", "site", "head", *QUANTITIES,
-        "entropy", "n_eff", "shared", "flat", "logit_std", "pairwise", "unary",
+        "entropy", "n_eff", "shared", "flat", "padding_mass", "logit_std", "pairwise", "unary",
         "attention_distance", "prefix_mass", "sink_mass", "jsd", "effective_rank",
-        "update", "mean_map_error", "n",
+        "frame_mass", "flat_frame_mass", "update", "mean_map_error", "n",
     ]  # fmt: skip
 
 
