@@ -81,3 +81,16 @@ def test_pictures_are_refused_by_networks_for_videos_and_the_other_way_about(
         assert f"takes {takes}, and `{data}` holds {holds}" in capsys.readouterr().err
     assert run(["eval", "--device", "cpu", "--ckpt", str(checkpoint), "--data", str(videos)]) == 4
     assert f"takes images, and `{videos}` holds videos" in capsys.readouterr().err
+
+
+def test_the_distances_of_clips_are_split_into_space_and_time_where_it_is_asked_for(
+    network: Path, videos: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "measured"
+    arguments = ["--ckpt", str(network), "--data", str(videos), "--metric", "space_time", "--out", str(out)]
+    assert run(["stats", "--device", "cpu", *arguments]) == 0
+    assert "distance, same frame" in capsys.readouterr().out
+    records = pd.read_csv(out / "records.csv")
+    whole = records["avg_dist_same_frame"] / 4 + records["avg_dist_other_frames"] * 3 / 4
+    assert whole.to_numpy() == pytest.approx(records["avg_dist"].to_numpy(), rel=1e-4, abs=1e-8)
+    assert records.loc[records["quantity"] == "att", "frame_mass"].between(0, 1).all()
