@@ -39,6 +39,7 @@ ALLOWED = {
     "tables": {"stats", "errors"},
     "plots": {"stats", "probe", "tables", "errors", "files"},
     "measuring": {"processes", "probe", "stats", "errors", "files"},
+    "activations": {"measuring", "probe", "stats", "models", "blocks", "suggestions", "errors"},
     "emergence": {"measuring", "stats", "errors", "files"},
     "results": {"measuring", "stats", "tables", "plots", "files", "errors"},
     "cli": {"suggestions", "commands", "errors"},

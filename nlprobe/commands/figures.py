@@ -45,7 +45,17 @@ class Target:
         """The file with that ending."""
         return self.stem.with_name(f"{self.stem.name}.{ending}")
 
-    def refuse_existing(self, beside: Sequence[str], *, force: bool) -> None:
-        """Raise a ConfigError where the figure, or a file of data with one of these endings, is already there."""
-        for ending in (*self.formats, *beside):
-            refuse_existing(self.path(ending), force=force)
+    def beside(self, suffix: str) -> Path:
+        """A file beside the figure, whose name goes on with that: `_numbers.csv`."""
+        return self.stem.with_name(f"{self.stem.name}{suffix}")
+
+    def refuse_existing(self, beside: Sequence[str], *, force: bool, others: Sequence[Path] = ()) -> None:
+        """Raise a ConfigError where the figure, or a file that goes with it, is already there.
+
+        Args:
+            beside: Endings of files of data.
+            force: What is there may be replaced.
+            others: Further files.
+        """
+        for path in (*map(self.path, (*self.formats, *beside)), *others):
+            refuse_existing(path, force=force)

@@ -23,7 +23,9 @@ from nlprobe.commands.options import (
 )
 from nlprobe.commands.report import result, say, terminal_width, wrote
 from nlprobe.commands.sources import Named, read_adapters, read_networks
+from nlprobe.commands.viz_activations import activations
 from nlprobe.commands.viz_emergence import emergence
+from nlprobe.commands.viz_selectivity import selectivity
 from nlprobe.data import Preprocessing, open_dataset
 from nlprobe.data.part import Part
 from nlprobe.errors import ConfigError
@@ -78,7 +80,8 @@ def command() -> None:
     """Draw figures; `nlprobe viz --ckpt …` draws attention maps."""
 
 
-command.add_command(emergence)
+for _figure in (activations, emergence, selectivity):
+    command.add_command(_figure)
 
 
 @command.command("attention")

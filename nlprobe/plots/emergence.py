@@ -11,7 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from nlprobe.plots.style import COLUMN_WIDTH, PAGE_WIDTH, style
+from nlprobe.plots.style import (
+    COLUMN_WIDTH,
+    DASH_DOTTED,
+    DASHED,
+    DOTTED,
+    PAGE_WIDTH,
+    SERIES_COLOURS,
+    SERIES_DASHES,
+    WHOLE,
+    Dashes,
+    style,
+)
 from nlprobe.stats.records import QUANTITIES
 
 DISTANCE = "avg_dist"
@@ -26,17 +37,7 @@ COLOURS = {
     **{"prod": "#009e73", "att": "#d55e00", "output": "#cc79a7"},
     **{"entropy": "#e69f00", SHARE_OF_KEYS: "#d55e00", "shared": "#0072b2", "mean_map_error": "#cc79a7"},
 }
-Dashes = tuple[int, tuple[float, ...]]
-
-WHOLE: Dashes = (0, ())
-DASHED: Dashes = (0, (4.0, 1.5))
-DOTTED: Dashes = (0, (1.0, 1.0))
-DASH_DOTTED: Dashes = (0, (4.0, 1.5, 1.0, 1.5))
-
 DASHES = {"input": DOTTED, "key": DASHED, "query": DASH_DOTTED, SHARE_OF_KEYS: DASHED}
-RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-RUN_DASHES = (WHOLE, DASHED, DOTTED, DASH_DOTTED)
-
 UNDEFINED, ZERO = "x", "v"
 MARKS = {UNDEFINED: "undefined", ZERO: "0, below the axis"}
 
@@ -152,7 +153,7 @@ def _overlaid(data: pd.DataFrame, logarithmic: bool) -> Figure:
     """A panel for each number, with a line for each run and site."""
     shown = list(dict.fromkeys(zip(data["run"], data["site"], strict=True)))
     several = data["site"].nunique() > 1
-    styles = [(colour, dashes) for dashes in RUN_DASHES for colour in RUN_COLOURS]
+    styles = [(colour, dashes) for dashes in SERIES_DASHES for colour in SERIES_COLOURS]
     looks = {
         (run, site): _Look(f"{run}, {site}" if several else run, colour, dashes)
         for (run, site), (colour, dashes) in zip(shown, cycle(styles), strict=False)

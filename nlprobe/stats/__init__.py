@@ -1,5 +1,7 @@
 """Streaming kernels for cosine distances and attention maps: no N×N matrix, float64 where it counts."""
 
+from nlprobe.stats.class_share import class_share
+from nlprobe.stats.class_sums import ClassSums, channel_means
 from nlprobe.stats.composed_maps import composed_map_statistics, composed_mean_map, composed_rows
 from nlprobe.stats.concat_maps import concat_map_statistics, concat_product_statistics
 from nlprobe.stats.cross_maps import (
@@ -21,6 +23,7 @@ from nlprobe.stats.maps import apply_map, map_rows, mean_map
 from nlprobe.stats.masks import Mask
 from nlprobe.stats.products import product_statistics, product_statistics_beside_prefix
 from nlprobe.stats.results import MapStatistics, ProductStatistics
+from nlprobe.stats.selectivity import ClassSelectivity, class_selectivity
 from nlprobe.stats.single_map import single_map_mass, single_map_statistics
 from nlprobe.stats.softmax_maps import (
     softmax_map_statistics,
@@ -32,6 +35,8 @@ from nlprobe.stats.unary_maps import unary_map_statistics
 
 __all__ = [
     "METRICS",
+    "ClassSelectivity",
+    "ClassSums",
     "Logits",
     "MapStatistics",
     "Mask",
@@ -39,6 +44,9 @@ __all__ = [
     "RowStatistics",
     "apply_map",
     "avg_dist",
+    "channel_means",
+    "class_selectivity",
+    "class_share",
     "composed_map_statistics",
     "composed_mean_map",
     "composed_rows",
