@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nlprobe.activations.readings import Reading
 from nlprobe.errors import CaptureError, ConfigError, DataError
-from nlprobe.measuring import Inputs, forward
+from nlprobe.measuring import Inputs, Shown, forward
 from nlprobe.stats.class_sums import ClassSums, channel_means
 
 KEPT_BYTES = 2 << 30
@@ -60,7 +60,7 @@ class Collected:
 def collect(
     model: nn.Module,
     readings: Sequence[Reading],
-    batches: Iterable[tuple[Inputs, Sequence[str]]],
+    batches: Iterable[Shown | tuple[Inputs, Sequence[str]]],
     labels: Mapping[str, int],
     classes: int,
     *,
@@ -85,7 +85,7 @@ def collect(
         CaptureError: a module did not run, ran several times in one forward call, or gives no tensor with a row for
             each image.
         ConfigError: two modules of one name.
-        DataError: no image came, or an image without label.
+        DataError: no image came, an image without label, or one that is padded.
         NlprobeError: an activation that is not finite.
     """
     names = [reading.name for reading in readings]
@@ -96,10 +96,11 @@ def collect(
     store = _Store(names, classes, len(labels), kept_bytes)
     handles = [reading.module.register_forward_hook(_reader(reading, call, channels_last)) for reading in readings]
     try:
-        for inputs, ids in batches:
-            if len(ids):
+        for shown in (Shown(*item) for item in batches):
+            if ids := shown.ids:
+                _refuse_padding(shown)
                 call.clear()
-                forward(model, inputs, device)
+                forward(model, shown.inputs, device)
                 store.add(call, ids, _labels_of(ids, labels))
     finally:
         for handle in handles:
@@ -128,6 +129,16 @@ def _reader(reading: Reading, call: dict[str, Tensor], channels_last: bool | Non
         call[reading.name] = channel_means(value, last)
 
     return read
+
+
+def _refuse_padding(shown: Shown) -> None:
+    if shown.sizes is not None and isinstance(shown.inputs, Tensor):
+        for name, size in zip(shown.ids, shown.sizes, strict=True):
+            if size != tuple(shown.inputs.shape[-2:]):
+                raise DataError(
+                    f"`{name}` is padded, and what is read would be averaged over the padding too",
+                    "take a network whose images all come in one size, such as a classifier",
+                )
 
 
 def _labels_of(ids: Sequence[str], labels: Mapping[str, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import nn
 from nlprobe.activations.collect import Collected, collect
 from nlprobe.activations.readings import Reading
 from nlprobe.errors import ConfigError, DataError
-from nlprobe.measuring import Inputs
+from nlprobe.measuring import Inputs, Shown
 from nlprobe.stats.class_summaries import (
     ActivationSummary,
     SelectivitySummary,
@@ -19,14 +19,14 @@ from nlprobe.stats.class_summaries import (
     selectivity_summary,
 )
 
-Shown = Iterable[tuple[Inputs, Sequence[str]]]
-"""Inputs of a forward call with the names of its images."""
+Shows = Iterable[Shown | tuple[Inputs, Sequence[str]]]
+"""Inputs of forward calls with the names of their images."""
 
 
 def measure_selectivity(
     model: nn.Module,
     readings: Sequence[Reading],
-    batches: Shown,
+    batches: Shows,
     labels: Mapping[str, int],
     classes: int,
     *,
@@ -91,7 +91,7 @@ def with_differences(networks: Sequence[Sequence[SelectivitySummary]]) -> list[l
 def measure_class_activations(
     model: nn.Module,
     readings: Sequence[Reading],
-    batches: Shown,
+    batches: Shows,
     labels: Mapping[str, int],
     classes: int,
     chosen: Sequence[int],

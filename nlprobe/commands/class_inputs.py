@@ -14,7 +14,7 @@ from nlprobe.commands.sources import Named
 from nlprobe.data import ImageDataset, open_dataset
 from nlprobe.data.part import Part
 from nlprobe.errors import DataError
-from nlprobe.measuring import Inputs
+from nlprobe.measuring import Shown
 
 CHANNELS = {"auto": None, "first": False, "last": True}
 
@@ -54,7 +54,7 @@ class Labelled:
     classes: tuple[str, ...]
     labels: dict[str, int]
 
-    def shown_to(self, one: Named, batch_size: int, workers: int) -> Iterator[tuple[Inputs, list[str]]]:
+    def shown_to(self, one: Named, batch_size: int, workers: int) -> Iterator[Shown]:
         """One pass over the images as the network takes them; what is done to them is said first."""
         found: Feed = feed(self.data, one, batch_size, workers)
         if one.checkpoint is None:
