@@ -1,19 +1,16 @@
 """Labelled images for the figures that compare classes, as each network takes them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from nlprobe.activations import Reading
-from nlprobe.commands.inputs import Feed, feed
+from nlprobe.commands.inputs import feed
 from nlprobe.commands.options import Function
 from nlprobe.commands.report import say
 from nlprobe.commands.sources import Named
-from nlprobe.data import ImageDataset, open_dataset
-from nlprobe.data.part import Part
-from nlprobe.errors import DataError
+from nlprobe.data.labelled import LabelledImages
 from nlprobe.measuring import Shown
 
 CHANNELS = {"auto": None, "first": False, "last": True}
@@ -40,42 +37,13 @@ def class_options(command: Function) -> Function:
     return _DATA(_SPLIT(_CHANNELS(command)))
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """A data set with a class for each image.
-
-    Attributes:
-        data: The images.
-        classes: Names of the classes.
-        labels: Class of each image by its name.
-    """
-
-    data: ImageDataset
-    classes: tuple[str, ...]
-    labels: dict[str, int]
-
-    def shown_to(self, one: Named, batch_size: int, workers: int) -> Iterator[Shown]:
-        """One pass over the images as the network takes them; what is done to them is said first."""
-        found: Feed = feed(self.data, one, batch_size, workers)
-        if one.checkpoint is None:
-            say(f"{one.label}: {one.network.weights}")
-        say(f"{one.label}: {found.description}")
-        return found.batches()
-
-
-def open_labelled(root: Path, split: str, limit: int | None) -> Labelled:
-    """The labelled data set at `root`.
-
-    Raises:
-        DataError: its images have no class each, or as `open_dataset`.
-    """
-    data = Part(open_dataset(root, "train" if split == "train" else "val"), limit)
-    if data.labels is None or data.classes is None:
-        raise DataError(
-            f"`{root}` ({data.kind}) has no class for each image, and classes are to be compared",
-            "give a data set with a folder for each class, such as the miniature ImageNet of `nlprobe data miniature`",
-        )
-    return Labelled(data, tuple(data.classes), dict(zip(data.ids, data.labels, strict=True)))
+def shown_to(one: Named, images: LabelledImages, batch_size: int, workers: int) -> Iterator[Shown]:
+    """One pass over the images as the network takes them; what is done to them is said first."""
+    found = feed(images.data, one, batch_size, workers)
+    if one.checkpoint is None:
+        say(f"{one.label}: {one.network.weights}")
+    say(f"{one.label}: {found.description}")
+    return found.batches()
 
 
 def say_readings(one: Named, readings: Sequence[Reading]) -> None:

@@ -1,12 +1,11 @@
 """`nlprobe viz activations`: what context blocks add, by class (Figure 6 of the paper)."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from nlprobe.activations import measure_class_activations, modules_at, transforms
-from nlprobe.commands.class_inputs import CHANNELS, Labelled, class_options, open_labelled, say_readings
+from nlprobe.commands.class_inputs import CHANNELS, class_options, say_readings, shown_to
 from nlprobe.commands.figures import Target, figure_options
 from nlprobe.commands.options import (
     Chosen,
@@ -23,14 +22,11 @@ from nlprobe.commands.options import (
 )
 from nlprobe.commands.report import result, terminal_width, wrote
 from nlprobe.commands.sources import read_networks
+from nlprobe.data.labelled import LabelledImages
 from nlprobe.errors import ConfigError
 from nlprobe.files import atomic_path
 from nlprobe.plots import activation_data, draw_activations, save_figure
-from nlprobe.suggestions import did_you_mean
 from nlprobe.tables import activation_table
-
-CLASSES = 4
-"""How many are drawn where none is named, as many as in the figure that the paper's follows."""
 
 
 @click.command("activations")
@@ -86,8 +82,9 @@ def activations(
     """Draw what context blocks put into the features, by class and channel (Figure 6 of the paper).
 
     Of GC and SNL blocks the output of the transform, which is added to every position; of squeeze-and-excitation the
-    gate, which scales it. A panel for each block, a line for each class. How far a block tells the classes apart is one
-    number: the share of the variation over images that lies between classes.
+    gate, which scales it. A panel for each block, a line for each class. Two numbers say how far it depends on
+    the class: how far class means lie apart beside their size (spread), and the part of the variation over images that
+    lies between classes (share).
 
     One pass over the images, without keeping activations. The figure is written as PNG, PDF and SVG; beside it the
     lines as CSV, all class means as NPZ, and the numbers as _numbers.csv, which also go to stdout.
@@ -105,8 +102,8 @@ def activations(
     numbers = target.beside("_numbers.csv")
     target.refuse_existing(("csv", "npz"), force=force, others=(numbers,))
     networks = read_networks(chosen, seed)
-    labelled = open_labelled(data, split, limit)
-    drawn = _classes(names, labelled)
+    images = LabelledImages.open(data, "train" if split == "train" else "val", limit)
+    drawn = images.chosen(names)
     readings = {
         one.label: modules_at(one.model, patterns) if patterns else transforms(one.model, sites) for one in networks
     }
@@ -116,9 +113,9 @@ def activations(
         summaries += measure_class_activations(
             one.model,
             readings[one.label],
-            labelled.shown_to(one, batch_size, workers),
-            labelled.labels,
-            len(labelled.classes),
+            shown_to(one, images, batch_size, workers),
+            images.labels,
+            len(images.classes),
             drawn,
             label=one.label,
             device=where,
@@ -126,34 +123,13 @@ def activations(
             seed=seed,
         )
     table = activation_table(summaries, f"Activations by class on the {split} images of {data.resolve().name}")
-    lines = activation_data(summaries, labelled.classes, channels)
+    lines = activation_data(summaries, images.classes, channels)
     arrays = {f"means_{at}": one.means for at, one in enumerate(summaries)}
     arrays |= {f"shares_{at}": one.shares for at, one in enumerate(summaries)}
-    figure = draw_activations(summaries, labelled.classes, channels)
+    figure = draw_activations(summaries, images.classes, channels)
     for path in save_figure(figure, target.stem, formats=target.formats, data=lines, arrays=arrays):
         wrote(path)
     with atomic_path(numbers) as temporary:
         temporary.write_text(table.render("csv"), encoding="utf-8")
     wrote(numbers)
     result(table.render(format, width=terminal_width()))
-
-
-def _classes(names: Sequence[str], labelled: Labelled) -> list[int]:
-    """The classes to draw: those named, or four of those that have images.
-
-    Raises:
-        ConfigError: there is no such class, or it has no image.
-    """
-    there = sorted(set(labelled.labels.values()))
-    if not names:
-        taken = min(CLASSES, len(there))
-        return [there[at * len(there) // taken] for at in range(taken)]
-    found = []
-    for name in dict.fromkeys(names):
-        if name not in labelled.classes:
-            raise ConfigError(f"`{labelled.data.root}` has no class `{name}`", did_you_mean(name, labelled.classes))
-        label = labelled.classes.index(name)
-        if label not in there:
-            raise ConfigError(f"the class `{name}` has no image here", "use another class, or a larger --limit")
-        found.append(label)
-    return found

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from nlprobe.activations import measure_selectivity, modules_at, residual_blocks, with_differences
-from nlprobe.commands.class_inputs import CHANNELS, class_options, open_labelled, say_readings
+from nlprobe.commands.class_inputs import CHANNELS, class_options, say_readings, shown_to
 from nlprobe.commands.figures import Target, figure_options
 from nlprobe.commands.options import (
     Chosen,
@@ -22,6 +22,7 @@ from nlprobe.commands.options import (
 )
 from nlprobe.commands.report import result, terminal_width, wrote
 from nlprobe.commands.sources import read_networks
+from nlprobe.data.labelled import LabelledImages
 from nlprobe.errors import ConfigError
 from nlprobe.files import atomic_path
 from nlprobe.models.insertion import STAGES
@@ -92,7 +93,7 @@ def selectivity(
     numbers = target.beside("_numbers.csv")
     target.refuse_existing(("csv",), force=force, others=(numbers,))
     networks = read_networks(chosen, seed)
-    labelled = open_labelled(data, split, limit)
+    images = LabelledImages.open(data, "train" if split == "train" else "val", limit)
     readings = {
         one.label: modules_at(one.model, patterns) if patterns else residual_blocks(one.model, stages or ("c4",))
         for one in networks
@@ -104,9 +105,9 @@ def selectivity(
             measure_selectivity(
                 one.model,
                 readings[one.label],
-                labelled.shown_to(one, batch_size, workers),
-                labelled.labels,
-                len(labelled.classes),
+                shown_to(one, images, batch_size, workers),
+                images.labels,
+                len(images.classes),
                 label=one.label,
                 device=where,
                 channels_last=CHANNELS[channels_axis],
@@ -115,7 +116,7 @@ def selectivity(
         )
     summaries = [one for network in with_differences(found) for one in network]
     table = selectivity_table(summaries, f"Class selectivity index on the {split} images of {data.resolve().name}")
-    channels = selectivity_data(summaries, labelled.classes)
+    channels = selectivity_data(summaries, images.classes)
     for path in save_figure(draw_selectivity(summaries), target.stem, formats=target.formats, data=channels):
         wrote(path)
     with atomic_path(numbers) as temporary:

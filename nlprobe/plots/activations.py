@@ -8,8 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nlprobe.plots.style import COLUMN_WIDTH, PAGE_WIDTH, SERIES_COLOURS, legend_columns, style
+from nlprobe.plots.style import COLUMN_WIDTH, DOTTED, PAGE_WIDTH, SERIES_COLOURS, legend_columns, style
 from nlprobe.stats.class_summaries import ActivationSummary
+from nlprobe.stats.intervals import Estimate
 from nlprobe.tables.table import Cell, interval, number
 
 ALL = "all classes"
@@ -74,8 +75,8 @@ def draw_activations(
 ) -> Figure:
     """A panel for each module of each network: the mean activation of evenly spread channels, by class.
 
-    A line for each chosen class with its 95 % interval over images as a band, and a black one for the mean over all
-    classes. Each panel has its own axis; the class share stands in it.
+    A line for each chosen class with its 95 % interval over images as a band, and a dotted one for the mean over all
+    classes. Each panel has its own axis; class spread and class share are written in it.
 
     Args:
         summaries: Of all networks, those of one network after each other.
@@ -109,12 +110,12 @@ def draw_activations(
         handles, _ = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.2)
         figure.subplots_adjust(
-            left=0.42 / width,
+            left=0.58 / width,
             right=1 - 0.1 / width,
             bottom=below / height,
             top=1 - 0.22 / height,
             hspace=0.42,
-            wspace=0.2,
+            wspace=0.24,
         )
     return figure
 
@@ -123,18 +124,22 @@ def _unit(one: ActivationSummary) -> str:
     return {"transform": "activation t", "gate": "gate σ(t)"}.get(one.what, "activation")
 
 
+def _printed(estimate: Estimate) -> str:
+    ends = interval(Cell(estimate.mean, estimate.low, estimate.high))
+    return number(estimate.mean) + (f" [{ends[0]}, {ends[1]}]" if ends else "")
+
+
 def _draw_panel(axes: Axes, one: ActivationSummary, classes: Sequence[str], channels: int) -> None:
     drawn = drawn_channels(len(one.shares), channels)
     for at, label in enumerate(one.chosen):
         colour = SERIES_COLOURS[at % (len(SERIES_COLOURS) - 1)]
         axes.plot(drawn, one.means[label][drawn], color=colour, linewidth=0.7, label=classes[label])
         axes.fill_between(drawn, one.low[at][drawn], one.high[at][drawn], color=colour, alpha=0.2, linewidth=0)
-    axes.plot(drawn, one.overall[drawn], color="black", linewidth=0.9, label=ALL, zorder=3)
-    ends = interval(Cell(one.share.mean, one.share.low, one.share.high))
+    axes.plot(drawn, one.overall[drawn], color="black", linewidth=0.8, linestyle=DOTTED, label=ALL, zorder=3)
     axes.text(
         0.98,
-        0.97,
-        f"class share {number(one.share.mean)}" + (f" [{ends[0]}, {ends[1]}]" if ends else ""),
+        0.98,
+        f"spread {_printed(one.spread)}\nshare {_printed(one.share)}",
         transform=axes.transAxes,
         ha="right",
         va="top",
@@ -142,7 +147,7 @@ def _draw_panel(axes: Axes, one: ActivationSummary, classes: Sequence[str], chan
     )
     # room for the text above the lines
     low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 0.12 * (high - low))
+    axes.set_ylim(low, high + 0.22 * (high - low))
     axes.set_xlim(drawn[0], drawn[-1] if len(drawn) > 1 else drawn[0] + 1)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.grid(linewidth=0.3, color="0.85")

@@ -1,7 +1,7 @@
 """What is said of one module of one network: class selectivity of its channels, or their activations by class."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
@@ -9,6 +9,7 @@ from jaxtyping import Float32, Float64, Int64
 from nlprobe.errors import NlprobeError
 from nlprobe.stats.class_bootstrap import centred_estimate, class_resamples, has_interval
 from nlprobe.stats.class_share import class_share, mean_share_samples
+from nlprobe.stats.class_spread import class_spread, class_spread_samples
 from nlprobe.stats.class_sums import ClassSums
 from nlprobe.stats.intervals import RESAMPLES, Estimate
 from nlprobe.stats.selectivity import ClassSelectivity, class_selectivity, mean_index_samples, shuffled_index
@@ -63,6 +64,7 @@ class ActivationSummary:
         shares: Of each channel's variation over images, what is variation between classes (`class_share`); NaN for a
             channel that is the same for all images.
         share: Their mean over channels with its interval over images.
+        spread: How far the class means lie apart, over how large they are (`class_spread`), with its interval.
         images: How many.
     """
 
@@ -77,6 +79,7 @@ class ActivationSummary:
     high: Float64[np.ndarray, "s c"]
     shares: Float64[np.ndarray, " c"]
     share: Estimate
+    spread: Estimate
     images: int
 
 
@@ -176,17 +179,19 @@ def activation_summary(
     """
     shares = class_share(sums)
     varying = ~np.isnan(shares)
-    samples = NO_SAMPLES
+    samples = spreads = NO_SAMPLES
     low, high = (np.full((len(chosen), sums.channels), np.nan) for _ in range(2))
     if values is not None:
         if has_interval(labels) and varying.any():
             samples = mean_share_samples(values[:, varying], labels, seed=seed, resamples=resamples)
+            spreads = class_spread_samples(values, labels, seed=seed, resamples=resamples)
         for members, counts in class_resamples(labels, seed=seed, resamples=resamples):
             label = int(labels[members[0]])
             if label in chosen and len(members) > 1:
                 means = counts @ values[members].astype(np.float64) / len(members)
                 low[list(chosen).index(label)], high[list(chosen).index(label)] = np.quantile(means, [0.025, 0.975], 0)
     share = float(shares[varying].mean()) if varying.any() else np.nan
+    spread = centred_estimate(class_spread(sums), spreads, sums.images)
     means = sums.means
     return ActivationSummary(
         model=model,
@@ -200,5 +205,6 @@ def activation_summary(
         high=high,
         shares=shares,
         share=centred_estimate(share, samples, sums.images),
+        spread=replace(spread, low=float(np.maximum(spread.low, 0))),  # moved samples may go below what it can be
         images=sums.images,
     )

@@ -76,8 +76,9 @@ def activation_table(summaries: Sequence[ActivationSummary], title: str = "Activ
         Column("what", head="read"),
         Column("channels"),
         Column("constant"),
+        Column("spread", head="class spread"),
         Column("share", head="class share"),
-        Column("largest", head="largest share", decimals=3),
+        Column("largest_share", head="largest share"),
         Column("classes", show="data"),
         Column("images", show="data"),
     )
@@ -93,6 +94,7 @@ def activation_table(summaries: Sequence[ActivationSummary], title: str = "Activ
                     Cell(one.what),
                     Cell(len(one.shares)),
                     Cell(sum(constant)),
+                    _estimate(one.spread),
                     _estimate(one.share),
                     Cell(float(known.max()) if len(known) else math.nan),
                     Cell(int((one.counts > 0).sum())),
@@ -101,8 +103,10 @@ def activation_table(summaries: Sequence[ActivationSummary], title: str = "Activ
             )
         )
     notes = [
-        "Class share: variation between classes over all variation over images, less what chance gives; the mean over "
-        "the channels that vary. 0: class-agnostic, 1: nothing but the class.",
+        "Class spread: how far the class means lie apart over how large they are, over all channels, less the noise of "
+        "few images.",
+        "Class share: of the variation over images, what lies between classes, less what chance gives; the mean over "
+        "the channels that vary.",
         INTERVALS,
         *_of(summaries[0].images, int((summaries[0].counts > 0).sum())),
     ]

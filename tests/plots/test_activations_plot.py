@@ -15,7 +15,7 @@ CLASSES = ["zero", "one", "two", "three"]
 
 
 def summary(model: str = "gc", module: str = "layer3.0:after_1x1", channels: int = 120) -> ActivationSummary:
-    means = np.random.default_rng(0).normal(size=(4, channels))
+    means = np.random.default_rng(0).normal(-0.3, 0.05, size=(4, channels))
     means[1] = math.nan
     counts = np.array([5, 0, 6, 7])
     chosen = (0, 2)
@@ -32,6 +32,7 @@ def summary(model: str = "gc", module: str = "layer3.0:after_1x1", channels: int
         means[list(chosen)] + 0.2,
         shares,
         Estimate(0.25, 0.2, 0.3, 18),
+        Estimate(0.5, 0.4, 0.6, 18),
         18,
     )
 
@@ -52,7 +53,7 @@ def test_a_line_for_each_chosen_class_with_its_band_and_one_for_all() -> None:
     corners = axes.collections[0].get_paths()[0].vertices
     at_first = corners[corners[:, 0] == 0][:, 1]
     assert (at_first.min(), at_first.max()) == pytest.approx((one.means[0][0] - 0.1, one.means[0][0] + 0.2))
-    assert [text.get_text() for text in axes.texts] == ["class share 0.250 [.200, .300]"]
+    assert [text.get_text() for text in axes.texts] == ["spread 0.500 [.400, .600]\nshare 0.250 [.200, .300]"]
 
 
 def test_panels_are_named_by_module_and_by_network_where_there_are_several() -> None:
