@@ -35,7 +35,7 @@ class LabelledImages:
         if data.labels is None or data.classes is None:
             raise DataError(
                 f"`{root}` ({data.kind}) has no class for each image, and classes are to be compared",
-                "give a data set with a folder for each class, such as the miniature ImageNet of `nlprobe data miniature`",
+                "give a data set with a folder for each class, such as ImageNet or its miniature (`nlprobe data`)",
             )
         return cls(data, tuple(data.classes), dict(zip(data.ids, data.labels, strict=True)))
 

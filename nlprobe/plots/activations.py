@@ -89,7 +89,7 @@ def draw_activations(
     if not summaries:
         raise ValueError("no summary to draw")
     several = len({one.model for one in summaries}) > 1
-    across = min(len(summaries), PANELS_IN_LINE)
+    across = 2 if len(summaries) == 4 else min(len(summaries), PANELS_IN_LINE)
     lines = -(-len(summaries) // across)
     width = COLUMN_WIDTH if across == 1 else PAGE_WIDTH
     labels = [*(classes[label] for label in summaries[0].chosen), ALL]

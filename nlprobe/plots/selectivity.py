@@ -16,6 +16,9 @@ from nlprobe.tables.table import Cell, interval, number
 
 PANELS_IN_LINE = 3
 
+BELOW_TEXT = 0.8
+"""How much of a panel's height the lines take; what is written stands above."""
+
 Look = tuple[str, Dashes]
 """Colour and line style."""
 
@@ -94,7 +97,7 @@ def draw_selectivity(summaries: Sequence[SelectivitySummary], groups: Mapping[st
             axes.set_visible(False)
         panels[0].set_xlim(0, 1)
         panels[0].set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", ".25", ".5", ".75", "1"))
-        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylim(0, panels[0].get_ylim()[1] / BELOW_TEXT)
         handles = [Line2D([], [], color=colour, linestyle=dashes) for colour, dashes in looks.values()]
         figure.legend(handles, list(looks), loc="lower center", ncols=columns, frameon=False, borderaxespad=0.2)
         figure.subplots_adjust(
@@ -110,16 +113,16 @@ def draw_selectivity(summaries: Sequence[SelectivitySummary], groups: Mapping[st
 
 def _draw_panel(axes: Axes, groups: Mapping[str, Sequence[SelectivitySummary]], looks: Mapping[str, Look]) -> None:
     means = [one.mean.mean for group in groups.values() for one in group]
-    # the writing keeps to the side on which there are fewer lines
+    # what is written keeps to the side on which there are fewer lines
     left = np.nanmean(means) > 0.5 if not np.isnan(means).all() else False
     for line, (name, group) in enumerate(groups.items()):
         colour, dashes = looks[name]
         for one in group:
             index = one.channels.index[~np.isnan(one.channels.index)]
             if len(index) > 1 and np.ptp(index) > 0:
-                _draw_density(axes, index, colour, dashes)
+                _draw_density(axes, index, colour, dashes, filled=len(group) == 1)
             if len(index):
-                axes.axvline(one.mean.mean, color=colour, linestyle=dashes, linewidth=0.6)
+                axes.axvline(one.mean.mean, ymax=BELOW_TEXT, color=colour, linestyle=dashes, linewidth=0.6)
         axes.text(
             0.03 if left else 0.97,
             0.96 - 0.1 * line,
@@ -135,13 +138,14 @@ def _draw_panel(axes: Axes, groups: Mapping[str, Sequence[SelectivitySummary]], 
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_density(axes: Axes, index: np.ndarray, colour: str, dashes: Dashes) -> None:
+def _draw_density(axes: Axes, index: np.ndarray, colour: str, dashes: Dashes, *, filled: bool) -> None:
     # seaborn imports pyplot, so it waits until something is drawn
     import seaborn
 
     before = (axes.get_xlabel(), axes.get_ylabel())
     seaborn.kdeplot(x=index, ax=axes, clip=(0, 1), color=colour, linestyle=dashes)
-    axes.fill_between(*axes.lines[-1].get_data(), color=colour, alpha=0.1, linewidth=0)
+    if filled:
+        axes.fill_between(*axes.lines[-1].get_data(), color=colour, alpha=0.1, linewidth=0)
     axes.set_xlabel(before[0])
     axes.set_ylabel(before[1])
 
@@ -153,6 +157,6 @@ def _written(group: Sequence[SelectivitySummary]) -> str:
     ends = interval(Cell(mean.mean, mean.low, mean.high))
     text = f"mean {number(mean.mean)}"
     if ends:
-        text += f" [{ends[0]}, {ends[1]}]" if len(group) == 1 else f", {ends[0]} to {ends[1]} in {len(group)}"
+        text += f" [{ends[0]}, {ends[1]}]" if len(group) == 1 else f", {ends[0]} to {ends[1]} over {len(group)}"
     without = sum(int((one.channels.dead | one.channels.signed).sum()) for one in group)
     return text + (f"; {without} channels left out" if without else "")

@@ -73,7 +73,7 @@ def class_selectivity(means: Float64[np.ndarray, "k c"], *, epsilon: float = EPS
     known = means[there]
     highest = known.max(0)
     index, others = _index(highest, known.sum(0), len(there), epsilon)
-    dead, signed = (known == 0).all(0), (known < 0).any(0)
+    dead, signed = np.all(known == 0, axis=0), np.any(known < 0, axis=0)
     without = dead | signed
     return ClassSelectivity(
         index=np.where(without, np.nan, index),

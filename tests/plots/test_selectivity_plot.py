@@ -68,7 +68,7 @@ def test_networks_of_a_group_have_one_colour_and_the_range_of_their_means() -> N
     means = [one.mean.mean for one in shown]
     (text,) = texts(figure)
     low, high = (f"{end:.3f}"[1:] for end in (min(means), max(means)))
-    assert text == f"mean {np.mean(means):.3f}, {low} to {high} in 3; 6 channels left out"
+    assert text == f"mean {np.mean(means):.3f}, {low} to {high} over 3; 6 channels left out"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["baseline"]
 
 
