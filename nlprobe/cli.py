@@ -22,7 +22,7 @@ VERBS = {
     "fetch": "Download a published checkpoint, and check it.",
     "inspect": "List the attention sites of a network.",
     "stats": "Measure how much attention differs between query positions.",
-    "viz": "Draw attention maps over photographs, or how they became alike in a training.",
+    "viz": "Draw attention maps over photographs, how they arose in a training, or channels by class.",
     "intervene": "Replace the attention of networks, and see whether that matters.",
     "simplify": "Give a network cheap blocks where its queries do not matter.",
     "env": "Print versions and devices, for a bug report.",
