@@ -64,6 +64,8 @@ COCO_CHOICES = Choices(
         "gradients: clipped to a norm of 35, as in the configurations; the text does not say so",
         "losses: cross-entropy of proposals, classes and masks, smooth L1 with β = 1/9 for proposals and β = 1 for "
         "boxes, all with weight 1; a cascade weighs its stages 1, 0.5 and 0.25",
+        "anchors: those that reach beyond the picture are trained too, and every object has its best one, however "
+        "little they overlap, as in torchvision; the configurations leave the former out and ask for an overlap of 0.3",
         "crowds are left out of the losses; a picture without objects has those of its background",
         "schedules: `coco` 1x (12 epochs, drops at 8 and 11), `coco-2x` (24; 16, 22), `coco-3x` (36; 28, 34) with the "
         "shorter side between 400 and 1400 for the strongest network",

@@ -83,6 +83,7 @@ class _Base:
         architecture: Of its trunk.
         trunk: Settings of the trunk that differ from the architecture's.
         network: Settings of the network that differ from Mask R-CNN's.
+        recipe: The recipe of its rows.
     """
 
     name: str
@@ -90,6 +91,7 @@ class _Base:
     architecture: str
     trunk: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
+    recipe: str = "coco"
 
     def config(self) -> DetectionConfig:
         """The configuration."""
@@ -271,9 +273,14 @@ STRONGEST = _Base(
     "resnext101_64x4d",
     DEFORMABLE,
     {"cascade": True, **CONVOLUTIONS},
+    "coco-3x",
 )
 STRONGER = (
-    ("6a", "syncBN 4conv1fc", replace(RESNET50, name="resnet50-4conv1fc", network=CONVOLUTIONS)),
+    (
+        "6a",
+        "syncBN 4conv1fc",
+        replace(RESNET50, name="resnet50-4conv1fc", network=CONVOLUTIONS, recipe="coco-syncbn"),
+    ),
     ("7a", "R101", _Base("resnet101", "Mask R-CNN on ResNet-101", "resnet101")),
     ("7a", "X101", _Base("resnext101_32x4d", "Mask R-CNN on ResNeXt-101 32x4d", "resnext101_32x4d")),
     (
@@ -307,7 +314,7 @@ def _full_size(base: _Base, variant: _Variant) -> ModelEntry:
         task="detection",
         summary=f"{base.summary}: {variant.summary}",
         config=base.config().with_insertions(variant.insertions),
-        recipe="coco",
+        recipe=base.recipe,
         input_shape=(3, 800, 1344),
         paper=tuple(paper_row(table, "COCO", row) for table, row in variant.paper),
         remark=variant.remark,

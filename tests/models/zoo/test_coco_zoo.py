@@ -171,6 +171,12 @@ def test_regression_is_by_class_but_for_the_cascades_with_a_2fc_head() -> None:
         assert config.classes == 80
 
 
+def test_networks_whose_heads_have_norms_are_trained_with_synchronised_ones_and_the_strongest_for_longer() -> None:
+    recipes = {name: entry(name).recipe for name in FULL if entry(name).recipe != "coco"}
+    four = {f"coco/resnet50-4conv1fc{suffix}": "coco-syncbn" for suffix in ("", "-gc-all", "-gc-all-r4")}
+    assert recipes == {**four, "coco/resnext101_64x4d-dcn-cascade-4conv1fc-gc-all-r4": "coco-3x"}
+
+
 def test_the_papers_distances_come_as_printed() -> None:
     found = paper_distances("coco/resnet50-nl")
     assert {quantity: (text, row.table) for quantity, (text, row) in found.items()} == {
