@@ -26,6 +26,7 @@ from nlprobe.commands.sources import Named, read_adapters, read_networks
 from nlprobe.commands.viz_activations import activations
 from nlprobe.commands.viz_emergence import emergence
 from nlprobe.commands.viz_selectivity import selectivity
+from nlprobe.commands.viz_video import video
 from nlprobe.data import Preprocessing, open_dataset
 from nlprobe.data.part import Part
 from nlprobe.errors import ConfigError
@@ -42,12 +43,13 @@ HEADS = ("num_heads", "num_attention_heads", "heads")
 
 
 class DefaultsToAttention(click.Group):
-    """`nlprobe viz --ckpt …` is `nlprobe viz attention --ckpt …`."""
+    """`nlprobe viz --ckpt …` is `nlprobe viz attention --ckpt …`, and `viz video` where there is a --video."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default in front of any flag but a plea for help; a word is the name of a figure, or misspelt."""
         if args and args[0].startswith("-") and args[0] not in ("--help", "-h"):
-            args = ["attention", *args]
+            videos = any(one == "--video" or one.startswith("--video=") for one in args)
+            args = ["video" if videos else "attention", *args]
         return super().parse_args(ctx, args)
 
 
@@ -80,7 +82,7 @@ def command() -> None:
     """Draw figures; `nlprobe viz --ckpt …` draws attention maps."""
 
 
-for _figure in (activations, emergence, selectivity):
+for _figure in (activations, emergence, selectivity, video):
     command.add_command(_figure)
 
 

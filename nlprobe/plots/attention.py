@@ -191,7 +191,7 @@ def difference_scale(maps: AttentionMaps, percentile: float = 99.5) -> Scale:
 
 
 def _is_softmax(maps: AttentionMaps) -> bool:
-    return bool(maps.maps.min() >= 0 and np.allclose(maps.maps.sum(axis=(1, 2)), 1, atol=1e-3))
+    return bool(maps.maps.min() >= 0 and np.allclose(maps.maps.reshape(len(maps.maps), -1).sum(1), 1, atol=1e-3))
 
 
 def _scale(weights: np.ndarray, signed: bool, percentile: float, softmax: bool, least: float) -> Scale:
@@ -323,10 +323,10 @@ def key_extent(maps: AttentionMaps) -> tuple[float, float, float, float]:
     Query cells tile the image. Keys that were pooled 2×2 cover two query cells each way; the last row and column of an
     odd query grid have no key, and nothing is drawn there.
     """
-    height, width = maps.image.shape[:2]
+    height, width = maps.image.shape[-3:-1]
     covered = [
         size * (2 * keys / queries if keys == queries // 2 else 1.0)
-        for size, keys, queries in zip((height, width), maps.grid, maps.query_grid, strict=True)
+        for size, keys, queries in zip((height, width), maps.grid[-2:], maps.query_grid[-2:], strict=True)
     ]
     return (0.0, covered[1], covered[0], 0.0)
 
