@@ -20,7 +20,9 @@ from nlprobe.data import (
     write_miniature_cityscapes,
     write_miniature_coco,
     write_miniature_imagenet,
+    write_miniature_kinetics,
 )
+from nlprobe.data.decoding import pyav
 from nlprobe.errors import DataError
 from nlprobe.files import refuse_existing
 from nlprobe.tables import Column, Table
@@ -29,6 +31,7 @@ MINIATURES: dict[str, Callable[..., Path]] = {
     "imagenet": write_miniature_imagenet,
     "cityscapes": write_miniature_cityscapes,
     "coco": write_miniature_coco,
+    "kinetics": write_miniature_kinetics,
 }
 
 
@@ -45,8 +48,8 @@ def command() -> None:
     multiple=True,
     help="Write this set alone; repeatable. All of them by default.",
 )
-@click.option("--train", type=click.IntRange(min=10), help="Training pictures of each set.")
-@click.option("--val", type=click.IntRange(min=10), help="Validation pictures of each set.")
+@click.option("--train", type=click.IntRange(min=10), help="Training pictures, or videos, of each set.")
+@click.option("--val", type=click.IntRange(min=10), help="Validation pictures, or videos, of each set.")
 @seed_option
 @force_option
 @config_option
@@ -56,14 +59,17 @@ def miniature(out: Path, only: tuple[str, ...], train: int | None, val: int | No
     `OUT/imagenet` has ImageNet's folders: scenes of handwritten digits on photographs, whose class is the digit that
     most of them are; 4000 for training and 800 for validation. `OUT/cityscapes` has Cityscapes' leftImg8bit and gtFine:
     streets in which the digits are the traffic; 1000 and 200. `OUT/coco` has COCO's pictures and instances JSON: plates
-    with digits as objects, each with box, class and outline; 1000 and 200. The files are a function of the seed, byte
-    for byte. Needs scikit-learn.
+    with digits as objects, each with box, class and outline; 1000 and 200. `OUT/kinetics` has Kinetics' CSVs and video
+    files: digits whose motion is the class; 800 and 160. The files are a function of the seed, byte for byte. Needs
+    scikit-learn, and for the videos PyAV.
 
     \b
     Example:
       nlprobe data miniature --out data
       nlprobe train miniature-imagenet/resnet-nl --data data/imagenet --out runs/nl
     """
+    if "kinetics" in (only or MINIATURES):
+        pyav("writing miniature videos")
     for name in only or MINIATURES:
         refuse_existing(out / name, force=force)
     for name in only or MINIATURES:
@@ -139,6 +145,6 @@ def _unreadable(dataset: ImageDataset, part: str) -> Iterator[UnreadableImageErr
         return None
 
     with ThreadPoolExecutor() as pool:
-        yield from (
-            error for error in progress(pool.map(attempt, range(len(dataset))), part, len(dataset)) if error is not None
-        )
+        attempts = pool.map(attempt, range(len(dataset)))
+        passed = progress(attempts, part, len(dataset), unit=dataset.holds)
+        yield from (error for error in passed if error is not None)

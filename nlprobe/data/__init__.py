@@ -10,7 +10,12 @@ from nlprobe.data.instances import Instances
 from nlprobe.data.joint_augmentation import JointAugmentation, whole
 from nlprobe.data.label_maps import IGNORED, LabelMapDataset
 from nlprobe.data.loading import Batch, Batches
-from nlprobe.data.miniature import write_miniature_cityscapes, write_miniature_coco, write_miniature_imagenet
+from nlprobe.data.miniature import (
+    write_miniature_cityscapes,
+    write_miniature_coco,
+    write_miniature_imagenet,
+    write_miniature_kinetics,
+)
 from nlprobe.data.opening import open_dataset, open_parts
 from nlprobe.data.order import derived_seed
 from nlprobe.data.preprocessing import Joint, Preprocessing
@@ -53,4 +58,5 @@ __all__ = [
     "write_miniature_cityscapes",
     "write_miniature_coco",
     "write_miniature_imagenet",
+    "write_miniature_kinetics",
 ]

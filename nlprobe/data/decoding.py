@@ -151,7 +151,7 @@ def _by_time(
     end = max(index.places[time] for time in wanted)
     # What a frame is predicted from may be shown after it, and only then is told to be damaged.
     last = max(index.stored[begin : end + 1])
-    reformatter = _av().video.reformatter.VideoReformatter()
+    reformatter = pyav().video.reformatter.VideoReformatter()
     read: dict[int, Pixels] = {}
     damaged: list[int] = []
     for place, packet in _packets_from(container, stream, index, key):
@@ -180,7 +180,7 @@ def _packets_from(container: Any, stream: Any, index: FrameIndex, key: Keyframe 
     if key:
         try:
             container.seek(key.seek, stream=stream)
-        except _av().FFmpegError:
+        except pyav().FFmpegError:
             return
     for packet in _packets(container, stream):
         if key and place < 0:
@@ -196,7 +196,7 @@ def _packets_from(container: Any, stream: Any, index: FrameIndex, key: Keyframe 
 
 def _by_counting(container: Any, stream: Any, frames: Sequence[int]) -> dict[int, Pixels]:
     """Those of the frames that can be decoded, by decoding everything before them."""
-    reformatter = _av().video.reformatter.VideoReformatter()
+    reformatter = pyav().video.reformatter.VideoReformatter()
     read: dict[int, Pixels] = {}
     for number, frame in enumerate(_all(container, stream)):
         if number in frames and not frame.is_corrupt:
@@ -242,7 +242,7 @@ def _cut_off(container: Any, stream: Any, packets: list[Any], times: tuple[int, 
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[tuple[Any, Any]]:
     """The container and its stream of pictures, decoded in this thread alone."""
-    av = _av()
+    av = pyav()
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
@@ -264,7 +264,7 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
     """The packets of a stream, up to where the file can be read; the last is empty, and drains the decoder."""
     try:
         yield from container.demux(stream)
-    except _av().FFmpegError:
+    except pyav().FFmpegError:
         return
 
 
@@ -282,7 +282,7 @@ def _decoded(packet: Any) -> list[Any] | None:
     try:
         frames: list[Any] = packet.decode()
         return frames
-    except _av().FFmpegError:
+    except pyav().FFmpegError:
         return None
 
 
@@ -312,7 +312,7 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
 
 
 def _reason(error: Exception) -> str:
-    av = _av()
+    av = pyav()
     if isinstance(error, av.FileNotFoundError):
         return "it is not there"
     if isinstance(error, av.InvalidDataError):
@@ -320,11 +320,19 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _av() -> ModuleType:
+def pyav(purpose: str = "reading video files") -> ModuleType:
+    """PyAV, which is imported when it is needed.
+
+    Args:
+        purpose: What needs it, for the message.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         import av
         import av.stream
         import av.video.reformatter
     except ImportError as error:
-        raise MissingExtraError("av", "video", "reading video files") from error
+        raise MissingExtraError("av", "video", purpose) from error
     return av
