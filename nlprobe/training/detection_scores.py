@@ -192,7 +192,8 @@ def _average_precision(
 def _truth(coco: Coco, places: Sequence[int], kind: Kind) -> dict[str, Any]:
     """The part of COCO's JSON that is scored against, with annotation ids of its own: pycocotools takes 0 for none."""
     index = coco.index
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for place in places:
         height, width = index.shapes[place].tolist()
         images.append({"id": int(index.image_ids[place]), "height": height, "width": width})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nlprobe.stats.intervals import bootstrap_mean, bootstrap_of_sum
+from nlprobe.stats.intervals import bootstrap_mean, bootstrap_of_counts, bootstrap_of_sum
 
 
 def test_a_ratio_of_sums_has_the_interval_of_its_resampled_sums() -> None:
@@ -43,3 +43,17 @@ def test_a_single_image_has_no_interval_of_a_sum() -> None:
     found, low, high = bootstrap_of_sum(np.array([[4]]), lambda total: total.astype(float))
     assert found.tolist() == [4]
     assert np.isnan([low, high]).all()
+
+
+def test_numbers_that_are_no_sum_follow_from_how_often_each_image_counts() -> None:
+    values = np.random.default_rng(2).random(30)
+
+    def median(counts: np.ndarray) -> np.ndarray:
+        return np.asarray(np.median(np.repeat(values, counts)))
+
+    (found,), (low,), (high,) = bootstrap_of_counts(30, median, seed=5, resamples=200)
+    generator = np.random.default_rng(5)
+    samples = [np.median(values[generator.integers(0, 30, 30)]) for _ in range(200)]
+    assert found == np.median(values)
+    assert (low, high) == pytest.approx(tuple(np.quantile(samples, [0.025, 0.975])), rel=1e-12)
+    assert np.isnan(bootstrap_of_counts(1, lambda counts: np.array([1.0, np.nan]))[1]).all()

@@ -110,7 +110,7 @@ def counted_by_hand(coco: Coco, places: list[int], found: list[ImageDetections],
             if chosen is not None:
                 taken[number][chosen] = True
             hits.append(chosen is not None)
-        points = [(sum(hits[: end + 1]) / total, sum(hits[: end + 1]) / (end + 1)) for end in range(len(hits))]
+        points = [(right / total, right / (end + 1)) for end, right in enumerate(np.cumsum(hits).tolist())]
         best_at = [max((p for r, p in points if r >= recall), default=0.0) for recall in np.linspace(0, 1, 101)]
         precisions.append(np.mean(best_at))
     return float(np.mean(precisions))
@@ -131,10 +131,9 @@ def test_all_objects_found_exactly_score_one_and_none_found_score_zero(coco: Coc
     assert {scores[f"{kind}_{name}"] for kind in ("box", "mask") for name in METRICS[:5]} == {0.0}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_average_precision_is_that_counted_by_hand(coco: Coco, seed: int) -> None:
+def test_average_precision_is_that_counted_by_hand(coco: Coco) -> None:
     without = [place for place in range(len(coco)) if not coco.instances(place).crowd.any()]
-    found = worse(coco, seed)
+    found = worse(coco, 0)
     part = [found[place] for place in without]
     kept = score_detections(coco, part, ["box"])
     by_hand = [counted_by_hand(coco, without, part, threshold) for threshold in np.arange(0.5, 1, 0.05)]

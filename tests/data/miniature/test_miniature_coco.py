@@ -20,7 +20,7 @@ from nlprobe.data.miniature.playgrounds import AMBIGUOUS, KINDS, has_hole, outli
 from nlprobe.data.outlines import filled
 from nlprobe.errors import ConfigError
 
-COUNTS = {"train": 260, "val": 120}
+COUNTS = {"train": 180, "val": 100}
 
 
 @pytest.fixture(scope="module")
