@@ -70,7 +70,7 @@ def test_ten_kills_at_random_moments_end_in_the_same_bits(
     started = time.monotonic()
     process.start()
     process.join()
-    longest = (time.monotonic() - started) / 8
+    longest = (time.monotonic() - started) / 16  # the machine may be busier now than during the kills
 
     moments = random.Random(0)
     places = []
