@@ -65,12 +65,12 @@ def test_ten_kills_at_random_moments_end_in_the_same_bits(
     data: Path, tmp_path: Path, processes: multiprocessing.context.ForkServerContext
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    epochs = 50
+    epochs = 100
     process = processes.Process(target=run, args=(arguments(data, whole, epochs),))
     started = time.monotonic()
     process.start()
     process.join()
-    longest = (time.monotonic() - started) / 16  # the machine may be busier now than during the kills
+    longest = (time.monotonic() - started) / 12  # the machine may be busier now than during the kills
 
     moments = random.Random(0)
     places = []
